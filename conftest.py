@@ -1,0 +1,24 @@
+"""Run every Python block of the Markdown pages; give doctests the names that readers expect."""
+
+import pytest
+import torch
+from sybil import Sybil
+from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
+from torch import nn
+
+import learnables
+
+torch.set_num_threads(1)
+_NAMES = {"torch": torch, "nn": nn, "ln": learnables}
+
+pytest_collect_file = Sybil(
+    parsers=[PythonCodeBlockParser(), SkipParser()],
+    patterns=["*.md"],
+    setup=lambda namespace: (torch.manual_seed(0), namespace.update(_NAMES)),
+).pytest()
+
+
+@pytest.fixture(autouse=True)
+def _names_in_doctests(request: pytest.FixtureRequest) -> None:
+    if "doctest_namespace" in request.fixturenames:
+        request.getfixturevalue("doctest_namespace").update(_NAMES)

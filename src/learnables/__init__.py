@@ -1,0 +1,35 @@
+"""Learnable parameters you write yourself: build them, prove them, constrain, scale, watch them."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Public name -> the module that defines it. Resolved on first use (PEP 562), so that
+# `import learnables` costs nothing and imports nothing but this file.
+_HOME = {
+    "annotate": "learnables.declare",
+    "parameter": "learnables.declare",
+}
+_PACKAGES = ("init",)
+
+__all__ = [*_HOME, *_PACKAGES]
+
+if TYPE_CHECKING:
+    from learnables.declare import annotate as annotate
+    from learnables.declare import parameter as parameter
+
+
+def __getattr__(name: str) -> object:
+    if name in _HOME:
+        value = getattr(import_module(_HOME[name]), name)
+    elif name in _PACKAGES:
+        value = import_module(f"learnables.{name}")
+    else:
+        raise AttributeError(f"module 'learnables' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, "__version__"])

@@ -1,0 +1,51 @@
+"""Every private or version-dependent torch name that we use, behind a plain one of ours."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules import module as _module
+
+WRAPPER_PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def on_parameter_registration(hook: Callable[[nn.Module, str, Any], Any]) -> Any:
+    """Call ``hook(module, name, parameter)`` whenever any module registers a parameter."""
+    return _module.register_module_parameter_registration_hook(hook)
+
+
+def is_dtensor(x: object) -> bool:
+    """Whether ``x`` is a DTensor; never imports torch.distributed where it is absent."""
+    if not torch.distributed.is_available():
+        return False
+    from torch.distributed.tensor import DTensor
+
+    return isinstance(x, DTensor)
+
+
+def local(x: Tensor) -> Tensor:
+    """The part of ``x`` that lies on this rank: its local tensor, or ``x`` itself."""
+    if is_dtensor(x):
+        part: Tensor = x.to_local()  # type: ignore[attr-defined]
+        return part
+    return x
+
+
+def storage_key(x: Tensor) -> tuple[str, int]:
+    """What two tensors share exactly when they share memory; fake storages get their identity."""
+    x = local(x)
+    if x.layout is not torch.strided:
+        return (str(x.device), id(x))
+    storage = x.untyped_storage()
+    if x.device.type == "meta" or storage.data_ptr() == 0:
+        return (str(x.device), storage._cdata)
+    return (str(x.device), storage.data_ptr())
+
+
+def without_wrappers(name: str) -> str:
+    """``module._orig_mod.head.weight`` → ``head.weight``: the name the author wrote."""
+    parts = name.split(".")
+    return ".".join(p for p in parts[:-1] if p not in WRAPPER_PREFIXES) + (
+        ("." if any(p not in WRAPPER_PREFIXES for p in parts[:-1]) else "") + parts[-1]
+    )

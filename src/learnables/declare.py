@@ -1,0 +1,258 @@
+"""Declare what a parameter is, in the line that makes it: ``parameter`` and ``annotate``."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from learnables._torch import on_parameter_registration
+from learnables.entries import Entry, entries
+from learnables.errors import PolicyError, ShapeError
+from learnables.init.base import Init, Initializer, initialise_
+from learnables.init.random import trunc_normal
+from learnables.notes import FIELDS, Note, Statement, add_annotation, caller, note_of, put_note
+from learnables.select import Selector, select
+
+WeightDecay: TypeAlias = 'bool | float | Literal["init"]'
+Resize: TypeAlias = Callable[[Tensor, torch.Size], Tensor]
+
+_PENDING = "_learnables_note"  # on a Parameter between its making and its registration
+_hooked = False
+
+
+def parameter(
+    *shape: "int | Tensor",
+    init: Init | None = None,
+    weight_decay: WeightDecay | None = None,
+    lr_scale: float | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    generator: torch.Generator | None = None,
+    requires_grad: bool = True,
+    compute_dtype: torch.dtype | None = None,
+    memory_format: torch.memory_format | None = None,
+    constraint: object | None = None,
+    resize: Resize | None = None,
+    role: str | None = None,
+    tags: Iterable[str] = (),
+) -> nn.Parameter:
+    """An ordinary ``nn.Parameter`` that knows how it wants to be trained.
+
+    Assign it like any other: ``self.cls_token = ln.parameter(1, 1, dim, weight_decay=False)``. What
+    is declared is kept on the module that owns it, and read by `ln.param_groups`, `ln.attach`,
+    `ln.audit` and the checkpoint; torch itself sees a plain Parameter.
+
+    Args:
+        shape: Sizes, or one tensor whose values are copied. No size at all makes shape ``(1,)``,
+            because FSDP refuses 0-dim parameters; the two load into each other.
+        init: One of ``ln.init.*`` or a ``torch.nn.init.*_`` function; ``trunc_normal(0.02)`` where
+            neither it nor a tensor is given, zeros for shape ``(1,)``.
+        weight_decay: False never, True with the group's coefficient, a float as its own
+            coefficient, ``"init"`` toward the initial value (needs `ln.attach`). None leaves it to
+            the default of the parameter's kind.
+        lr_scale: Multiplied into the learning rate; ≥ 0.
+        dtype: Storage dtype; torch's default dtype when None.
+        device: Where it lives; torch's default device when None.
+        generator: Source of randomness for ``init``.
+        requires_grad: False makes a constant that is saved but never trained.
+        compute_dtype: Dtype it is wanted in when used.
+        memory_format: Layout of a 4-D or 5-D parameter, e.g. ``torch.channels_last``.
+        constraint: A set from ``ln.sets`` to keep it in; enforced by `ln.attach`.
+        resize: ``resize(value, shape) -> value`` for a checkpoint of another shape.
+        role: How the dimensions are meant, where fans depend on it: ``"linear"`` (out, in),
+            ``"conv"`` (out, in, …), ``"experts"`` (expert, in, out), ``"projection"`` (in, out).
+        tags: Names for ``"tag:…"`` selectors.
+
+    Returns:
+        The Parameter. Deep-copying it *before* it is assigned to a module loses the note.
+
+    Raises:
+        ShapeError: A size is negative, or sizes and a tensor are mixed.
+        PolicyError: A field has a value that means nothing.
+
+    Example:
+        >>> import learnables as ln
+        >>> class Gate(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.alpha = ln.parameter(weight_decay=False)
+        >>> Gate().alpha
+        Parameter containing:
+        tensor([0.], requires_grad=True)
+    """
+    said = {
+        "weight_decay": weight_decay,
+        "lr_scale": lr_scale,
+        "compute_dtype": compute_dtype,
+        "memory_format": memory_format,
+        "constraint": constraint,
+        "resize": resize,
+        "init": init,
+        "role": role,
+        "tags": tuple(tags) or None,
+    }
+    fields = _checked({name: value for name, value in said.items() if value is not None})
+    value = _make(shape, init, dtype, device, generator, role)
+    if memory_format is not None:
+        value = value.contiguous(memory_format=memory_format)
+    param = nn.Parameter(value, requires_grad=requires_grad)
+    initial = value.clone() if weight_decay == "init" else None
+    note = Note(declared=Statement(fields, caller(), "ln.parameter"), initial=initial)
+    _install_hook()
+    setattr(param, _PENDING, note)
+    return param
+
+
+def annotate(model: nn.Module, selector: Selector, **policy: Any) -> tuple[Entry, ...]:
+    """Declare the same policy for parameters that exist already; stronger than `ln.parameter`.
+
+    Args:
+        model: The model, bare or wrapped.
+        selector: What to pick: a glob, a pattern, a module class, a Parameter, a function.
+        policy: Any of the policy keywords of `ln.parameter`: ``weight_decay``, ``lr_scale``,
+            ``compute_dtype``, ``memory_format``, ``constraint``, ``resize``, ``init``, ``role``,
+            ``tags``.
+
+    Returns:
+        The entries it now applies to.
+
+    Raises:
+        SelectionError: The selector picks nothing.
+        PolicyError: An unknown field, a value without meaning, or another line that annotated the
+            same field of the same parameter otherwise; nothing is changed then.
+
+    Example:
+        >>> import learnables as ln
+        >>> model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+        >>> [entry.name for entry in ln.annotate(model, "1.*", lr_scale=0.1)]
+        ['1.weight', '1.bias']
+    """
+    if "tags" in policy:
+        policy["tags"] = tuple(policy["tags"])
+    statement = Statement(_checked(policy), caller(), "ln.annotate")
+    picked = select(entries(model), selector)
+    changes = []
+    for entry in picked:
+        for place in entry.places:
+            note = add_annotation(place.note, statement, entry.name)
+            if policy.get("weight_decay") == "init" and note.initial is None:
+                note = Note(note.declared, note.annotated, entry.param.detach().clone())
+            changes.append((place, note))
+    for place, note in changes:  # only now: a refused annotation leaves nothing half done
+        put_note(place.owner, place.local_name, note)
+        _keep_resizable(place.owner)
+    return picked
+
+
+def _make(
+    shape: "tuple[int | Tensor, ...]",
+    init: Init | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    generator: torch.Generator | None,
+    role: str | None,
+) -> Tensor:
+    if len(shape) == 1 and isinstance(shape[0], Tensor):
+        given = shape[0].detach()
+        value = given.to(device=device, dtype=dtype, copy=True).contiguous()
+        value = value.reshape(1) if value.ndim == 0 else value
+        return value if init is None else initialise_(value, init, role=role, generator=generator)
+    if len(shape) == 1 and isinstance(shape[0], (tuple, list, torch.Size)):
+        shape = tuple(shape[0])
+    sizes = [size for size in shape if isinstance(size, int) and size >= 0]
+    if len(sizes) != len(shape):
+        raise ShapeError(
+            "the shape of a parameter is a row of non-negative sizes, or one tensor",
+            found=f"ln.parameter({', '.join(map(_short, shape))})",
+            wanted="ln.parameter(1, 1, 192) or ln.parameter(torch.eye(3))",
+        )
+    value = torch.empty(sizes or [1], dtype=dtype, device=device)
+    if init is None:
+        if not sizes:
+            return value.zero_()
+        init = trunc_normal(0.02)
+    return initialise_(value, init, role=role, generator=generator)
+
+
+def _short(x: object) -> str:
+    return f"tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
+
+
+def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+    for name, value in fields.items():
+        wanted = _wrong(name, value)
+        if wanted:
+            raise PolicyError(
+                f"{name} has a value that means nothing"
+                if name in FIELDS
+                else "a policy field of this name does not exist",
+                found=f"{name}={value!r}",
+                wanted=wanted,
+            )
+    return fields
+
+
+def _wrong(name: str, value: Any) -> str:
+    """What was wanted instead, or the empty string where the value is fine."""
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    good, wanted = {
+        "weight_decay": (
+            isinstance(value, bool) or value == "init" or (number and value >= 0),
+            'True, False, a coefficient ≥ 0, or "init"',
+        ),
+        "lr_scale": (number and 0 <= value < float("inf"), "a finite number ≥ 0"),
+        "compute_dtype": (
+            isinstance(value, torch.dtype) and value.is_floating_point,
+            "a floating dtype, e.g. torch.float32",
+        ),
+        "memory_format": (isinstance(value, torch.memory_format), "a torch.memory_format"),
+        "constraint": (hasattr(value, "project"), "a set with a project method: ln.sets.…"),
+        "resize": (callable(value), "a function (value, shape) -> value"),
+        "init": (isinstance(value, Initializer) or callable(value), "one of ln.init.…"),
+        "role": (
+            value in ("linear", "conv", "experts", "projection"),
+            "'linear', 'conv', 'experts' or 'projection'",
+        ),
+        "tags": (
+            isinstance(value, tuple) and all(isinstance(tag, str) for tag in value),
+            "a list of strings",
+        ),
+    }.get(name, (False, f"one of {', '.join(FIELDS)}"))
+    return "" if good else wanted
+
+
+def _install_hook() -> None:
+    global _hooked
+    if not _hooked:
+        on_parameter_registration(_move_note)
+        _hooked = True
+
+
+def _move_note(owner: nn.Module, local_name: str, param: Tensor | None) -> None:
+    """At registration, move the note from the new Parameter to the module that owns it."""
+    note = getattr(param, "__dict__", {}).pop(_PENDING, None)
+    if note is not None:
+        put_note(owner, local_name, note)
+        _keep_resizable(owner)
+
+
+def _keep_resizable(owner: nn.Module) -> None:
+    hooks = owner._load_state_dict_pre_hooks.values()
+    if not any(isinstance(getattr(hook, "hook", hook), _ResizeOnLoad) for hook in hooks):
+        owner.register_load_state_dict_pre_hook(_ResizeOnLoad())  # type: ignore[no-untyped-call]
+
+
+class _ResizeOnLoad:
+    """Give every declared parameter of one owner the shape that the model has now."""
+
+    def __call__(self, owner: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+        for local_name, param in owner._parameters.items():
+            value = state.get(prefix + local_name)
+            if param is None or not isinstance(value, Tensor) or value.shape == param.shape:
+                continue
+            resize = note_of(owner, local_name).get("resize")
+            if {value.shape, param.shape} == {torch.Size([]), torch.Size([1])}:
+                state[prefix + local_name] = value.reshape(param.shape)
+            elif resize is not None:
+                state[prefix + local_name] = resize(value, param.shape)
