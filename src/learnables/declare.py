@@ -14,7 +14,7 @@ from learnables.init.random import trunc_normal
 from learnables.notes import FIELDS, Note, Statement, add_annotation, caller, note_of, put_note
 from learnables.select import Selector, select
 
-WeightDecay: TypeAlias = 'bool | float | Literal["init"]'
+WeightDecay: TypeAlias = bool | float | Literal["init"]
 Resize: TypeAlias = Callable[[Tensor, torch.Size], Tensor]
 
 _PENDING = "_learnables_note"  # on a Parameter between its making and its registration
