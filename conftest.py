@@ -19,6 +19,5 @@ pytest_collect_file = Sybil(
 
 
 @pytest.fixture(autouse=True)
-def _names_in_doctests(request: pytest.FixtureRequest) -> None:
-    if "doctest_namespace" in request.fixturenames:
-        request.getfixturevalue("doctest_namespace").update(_NAMES)
+def _names_in_doctests(doctest_namespace: dict[str, object]) -> None:
+    doctest_namespace.update(_NAMES)

@@ -9,6 +9,9 @@ __version__ = "0.1.0"
 # `import learnables` costs nothing and imports nothing but this file.
 _HOME = {
     "annotate": "learnables.declare",
+    "attach": "learnables.policy.attach",
+    "inventory": "learnables.policy.table",
+    "param_groups": "learnables.policy.groups",
     "parameter": "learnables.declare",
 }
 _PACKAGES = ("init",)
@@ -18,6 +21,9 @@ __all__ = [*_HOME, *_PACKAGES]
 if TYPE_CHECKING:
     from learnables.declare import annotate as annotate
     from learnables.declare import parameter as parameter
+    from learnables.policy.attach import attach as attach
+    from learnables.policy.groups import param_groups as param_groups
+    from learnables.policy.table import inventory as inventory
 
 
 def __getattr__(name: str) -> object:

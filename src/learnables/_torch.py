@@ -1,11 +1,28 @@
 """Every private or version-dependent torch name that we use, behind a plain one of ours."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import activation, batchnorm, conv, instancenorm, normalization, rnn
 from torch.nn.modules import module as _module
+
+NORMS = (
+    normalization.LayerNorm,
+    normalization.GroupNorm,
+    normalization.RMSNorm,
+    batchnorm._NormBase,
+    instancenorm._InstanceNorm,
+)
+MATRIX_OWNERS = (
+    nn.Linear,
+    nn.Bilinear,
+    conv._ConvNd,
+    activation.MultiheadAttention,
+    rnn.RNNBase,
+    rnn.RNNCellBase,
+)
 
 WRAPPER_PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
@@ -49,3 +66,10 @@ def without_wrappers(name: str) -> str:
     return ".".join(p for p in parts[:-1] if p not in WRAPPER_PREFIXES) + (
         ("." if any(p not in WRAPPER_PREFIXES for p in parts[:-1]) else "") + parts[-1]
     )
+
+
+def pull_together_(xs: Sequence[Tensor], to: Sequence[Tensor], rate: float | Tensor) -> None:
+    """``x ← x + rate · (to − x)`` for all pairs in three multi-tensor operations."""
+    away = torch._foreach_sub(list(to), list(xs))
+    torch._foreach_mul_(away, rate)
+    torch._foreach_add_(list(xs), away)

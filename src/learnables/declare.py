@@ -18,6 +18,7 @@ WeightDecay: TypeAlias = bool | float | Literal["init"]
 Resize: TypeAlias = Callable[[Tensor, torch.Size], Tensor]
 
 _PENDING = "_learnables_note"  # on a Parameter between its making and its registration
+_RESIZABLE = "_learnables_resizable"  # on an owner whose load hook is in place
 _hooked = False
 
 
@@ -92,7 +93,7 @@ def parameter(
         "role": role,
         "tags": tuple(tags) or None,
     }
-    fields = _checked({name: value for name, value in said.items() if value is not None})
+    fields = check_fields({name: value for name, value in said.items() if value is not None})
     value = _make(shape, init, dtype, device, generator, role)
     if memory_format is not None:
         value = value.contiguous(memory_format=memory_format)
@@ -130,7 +131,7 @@ def annotate(model: nn.Module, selector: Selector, **policy: Any) -> tuple[Entry
     """
     if "tags" in policy:
         policy["tags"] = tuple(policy["tags"])
-    statement = Statement(_checked(policy), caller(), "ln.annotate")
+    statement = Statement(check_fields(policy), caller(), "ln.annotate")
     picked = select(entries(model), selector)
     changes = []
     for entry in picked:
@@ -179,7 +180,12 @@ def _short(x: object) -> str:
     return f"tensor of shape {tuple(x.shape)}" if isinstance(x, Tensor) else repr(x)
 
 
-def _checked(fields: dict[str, Any]) -> dict[str, Any]:
+def check_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """``fields`` as they are, if every one is a policy field with a value that means something.
+
+    Raises:
+        PolicyError: One is not.
+    """
     for name, value in fields.items():
         wanted = _wrong(name, value)
         if wanted:
@@ -238,8 +244,8 @@ def _move_note(owner: nn.Module, local_name: str, param: Tensor | None) -> None:
 
 
 def _keep_resizable(owner: nn.Module) -> None:
-    hooks = owner._load_state_dict_pre_hooks.values()
-    if not any(isinstance(getattr(hook, "hook", hook), _ResizeOnLoad) for hook in hooks):
+    if _RESIZABLE not in owner.__dict__:  # copied and pickled together with the hook itself
+        owner.__dict__[_RESIZABLE] = True
         owner.register_load_state_dict_pre_hook(_ResizeOnLoad())  # type: ignore[no-untyped-call]
 
 
@@ -247,9 +253,9 @@ class _ResizeOnLoad:
     """Give every declared parameter of one owner the shape that the model has now."""
 
     def __call__(self, owner: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
-        for local_name, param in owner._parameters.items():
+        for local_name, param in owner.named_parameters(recurse=False, remove_duplicate=False):
             value = state.get(prefix + local_name)
-            if param is None or not isinstance(value, Tensor) or value.shape == param.shape:
+            if not isinstance(value, Tensor) or value.shape == param.shape:
                 continue
             resize = note_of(owner, local_name).get("resize")
             if {value.shape, param.shape} == {torch.Size([]), torch.Size([1])}:

@@ -122,7 +122,6 @@ def entries(model: nn.Module) -> tuple[Entry, ...]:
 
 def _registrations(model: nn.Module) -> Iterator[tuple[Place, nn.Parameter]]:
     for prefix, module in model.named_modules(remove_duplicate=False):
-        for local_name, param in module._parameters.items():
-            if param is not None:
-                name = f"{prefix}.{local_name}" if prefix else local_name
-                yield Place(module, local_name, name), param
+        for local_name, param in module.named_parameters(recurse=False, remove_duplicate=False):
+            name = f"{prefix}.{local_name}" if prefix else local_name
+            yield Place(module, local_name, name), param

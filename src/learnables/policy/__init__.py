@@ -1,0 +1,1 @@
+"""How each parameter is trained: defaults by kind, what was declared, optimizer groups, hooks."""

@@ -1,0 +1,160 @@
+"""From what was said about each parameter to one plan per parameter, with the line that decided."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from torch import nn
+
+from learnables.declare import check_fields
+from learnables.entries import Entry, entries
+from learnables.errors import PolicyError
+from learnables.notes import Statement, caller
+from learnables.policy.kinds import Kind, kind_of
+from learnables.select import Selector, select
+
+Policy: TypeAlias = Mapping[str, Mapping[str, Any]] | Iterable["tuple[Selector, Mapping[str, Any]]"]
+
+_DEFAULTS = {
+    "lr_scale": 1.0,
+    "compute_dtype": None,
+    "memory_format": None,
+    "constraint": None,
+    "resize": None,
+    "init": None,
+    "role": None,
+    "tags": (),
+}
+
+
+@dataclass(frozen=True)
+class Decision:
+    """One field of a plan and where it comes from.
+
+    Attributes:
+        field: Name of the policy field.
+        value: What was decided.
+        by: ``policy=``, ``ln.annotate``, ``ln.parameter``, ``default of its kind`` or ``default``.
+        at: ``file:line``, or the reference that a default follows.
+    """
+
+    field: str
+    value: Any
+    by: str
+    at: str
+
+    def __str__(self) -> str:
+        return f"{self.field}={self.value!r} by {self.by}" + (f" ({self.at})" if self.at else "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one parameter is trained, and why.
+
+    Attributes:
+        entry: The parameter.
+        kind: What kind of parameter it is taken for.
+        decisions: Field → decision.
+    """
+
+    entry: Entry
+    kind: Kind
+    decisions: Mapping[str, Decision]
+
+    def __getitem__(self, field: str) -> Any:
+        return self.decisions[field].value
+
+    @property
+    def name(self) -> str:
+        """First qualified name."""
+        return self.entry.name
+
+    @property
+    def weight_decay(self) -> "bool | float | str":
+        """True, False, a coefficient, or ``"init"``."""
+        value: bool | float | str = self["weight_decay"]
+        return value
+
+    @property
+    def lr_scale(self) -> float:
+        """What the learning rate is multiplied by."""
+        return float(self["lr_scale"])
+
+    @property
+    def constraint(self) -> Any:
+        """The set it is kept in, or None."""
+        return self["constraint"]
+
+    @property
+    def why(self) -> list[str]:
+        """One line per field: what was decided, by which call, on which line."""
+        return [str(d) for d in self.decisions.values() if d.by != "default"]
+
+
+def resolve(model: nn.Module, policy: Policy | None = None) -> tuple[Plan, ...]:
+    """One plan per distinct parameter of ``model``, in the order of the walk.
+
+    For each field the strongest level that says something counts: ``policy=``, then `ln.annotate`,
+    then `ln.parameter`, then the default of the parameter's kind.
+
+    Raises:
+        PolicyError: Two statements of one level disagree; both lines are named.
+        SelectionError: A selector of ``policy`` picks nothing.
+    """
+    found = entries(model)
+    given = _given(found, policy)
+    return tuple(_plan(entry, given.get(entry.index, [])) for entry in found)
+
+
+def _given(found: tuple[Entry, ...], policy: Policy | None) -> dict[int, list[Statement]]:
+    out: dict[int, list[Statement]] = {}
+    pairs = policy.items() if isinstance(policy, Mapping) else (policy or ())
+    at = caller()
+    for selector, fields in pairs:
+        statement = Statement(check_fields(dict(fields)), f"{selector!r} at {at}", "policy=")
+        for entry in select(found, selector):
+            out.setdefault(entry.index, []).append(statement)
+    return out
+
+
+def _plan(entry: Entry, given: list[Statement]) -> Plan:
+    kind = kind_of(entry)
+    notes = [place.note for place in entry.places]
+    levels = (
+        given,
+        [statement for note in notes for statement in note.annotated],
+        [note.declared for note in notes if note.declared is not None],
+    )
+    decisions = {}
+    for name in ("weight_decay", *_DEFAULTS):
+        said = next((d for level in levels if (d := _agree(entry, name, level))), None)
+        if said is None and name == "weight_decay":
+            said = Decision(name, kind.decays, f"default of its kind: {kind.name}", kind.follows)
+        decisions[name] = said or Decision(name, _DEFAULTS.get(name), "default", "")
+    return Plan(entry, kind, decisions)
+
+
+def _agree(entry: Entry, name: str, level: list[Statement]) -> Decision | None:
+    """What the statements of one level say about one field; None where they say nothing.
+
+    Raises:
+        PolicyError: They disagree.
+    """
+    said = [s for s in level if name in s.fields]
+    if not said:
+        return None
+    first = said[0]
+    if name == "tags":
+        tags = tuple(dict.fromkeys(tag for s in said for tag in s.fields["tags"]))
+        return Decision(name, tags, first.by, first.at)
+    for other in said[1:]:
+        if other.fields[name] != first.fields[name]:
+            raise PolicyError(
+                f"two statements about {name} disagree",
+                where=", ".join(entry.names),
+                found=f"{first.fields[name]!r} by {first.by} ({first.at}); "
+                f"{other.fields[name]!r} by {other.by} ({other.at})",
+                wanted="one value",
+                mend="make the two lines agree, or overrule both with policy= in ln.param_groups",
+            )
+    return Decision(name, first.fields[name], first.by, first.at)
