@@ -14,7 +14,7 @@ _HOME = {
     "param_groups": "learnables.policy.groups",
     "parameter": "learnables.declare",
 }
-_PACKAGES = ("init",)
+_PACKAGES = ("init", "nn")
 
 __all__ = [*_HOME, *_PACKAGES]
 

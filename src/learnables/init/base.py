@@ -24,7 +24,7 @@ class Initializer(ABC):
         """Fill ``x``, a floating or complex strided tensor in at least 32 bits, in place."""
 
     @abstractmethod
-    def std(self, shape: torch.Size, *, role: str | None = None) -> float | None:
+    def wanted_std(self, shape: torch.Size, *, role: str | None = None) -> float | None:
         """The standard deviation it aims at for ``shape``; None where none is meant."""
 
     def __call__(
