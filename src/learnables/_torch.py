@@ -73,3 +73,21 @@ def pull_together_(xs: Sequence[Tensor], to: Sequence[Tensor], rate: float | Ten
     away = torch._foreach_sub(list(to), list(xs))
     torch._foreach_mul_(away, rate)
     torch._foreach_add_(list(xs), away)
+
+
+def from_rank_0(value: Tensor, like: Tensor) -> Tensor:
+    """``value`` as rank 0 has it, in the dtype, on the device and with the sharding of ``like``.
+
+    A collective call where a process group of several ranks exists: every rank must make it.
+    """
+    value = value.to(device=like.device, dtype=like.dtype)
+    if is_dtensor(like):
+        from torch.distributed.tensor import distribute_tensor
+
+        sharded: Tensor = distribute_tensor(value, like.device_mesh, like.placements)  # type: ignore[attr-defined]
+        return sharded
+    dist = torch.distributed
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        value = value.clone()
+        dist.broadcast(value, src=0)
+    return value

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables._torch import pull_together_
+from learnables._torch import from_rank_0, pull_together_
 from learnables.errors import PolicyError
 from learnables.policy.resolve import Plan, resolve
 
@@ -20,6 +20,8 @@ def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> "Att
 
     * ``weight_decay="init"``: before each step θ ← θ − lr · λ · (θ − θ₀), decoupled as in AdamW,
       with the group's current learning rate and λ = ``decay_toward_init`` of the group.
+
+    Under DDP and FSDP2 every rank calls it: the initial values are those of rank 0.
 
     A step that ``torch.amp.GradScaler`` skips changes nothing, also with fused optimizers, whose
     hooks run on skipped steps too; no value is read by the host.
@@ -158,7 +160,7 @@ def _initial(plan: Plan) -> Tensor:
             wanted="a value of shape " + str(tuple(param.shape)),
             mend="ln.init.reset_(model)",
         )
-    return kept.to(device=param.device, dtype=param.dtype)
+    return from_rank_0(kept, param)
 
 
 def _require_all_held(plans: Iterable[Plan], optimizers: list[Optimizer]) -> None:

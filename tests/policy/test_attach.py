@@ -1,0 +1,140 @@
+import pytest
+import torch
+import torch.multiprocessing as mp
+from tests.gloo import free_port
+from torch import nn
+
+import learnables as ln
+from learnables.errors import PolicyError
+from learnables.policy.attach import attachment_of
+
+
+class Colour(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.matrix = ln.parameter(torch.eye(3), weight_decay="init", lr_scale=0.5)
+        self.bias = ln.parameter(torch.zeros(3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.matrix + self.bias
+
+
+def made(optimizer_class=torch.optim.AdamW, **kw):
+    model = Colour()
+    groups = ln.param_groups(model, lr=0.1, weight_decay=0.5)
+    return model, optimizer_class(groups, **kw)
+
+
+@pytest.mark.parametrize(
+    ("optimizer_class", "options"),
+    [
+        (torch.optim.SGD, {}),
+        (torch.optim.SGD, {"fused": True}),
+        (torch.optim.AdamW, {"foreach": True}),
+        (torch.optim.AdamW, {"fused": True}),
+        (torch.optim.RMSprop, {}),
+    ],
+)
+def test_decay_toward_the_initial_value_is_adamws_decay_moved_to_it(
+    optimizer_class, options
+) -> None:
+    """Slow twin: shift the origin to the initial value, and decay toward zero there by hand."""
+    model, optimizer = made(optimizer_class, **options)
+    twin, plain = made(optimizer_class, **options)
+    for group in plain.param_groups:
+        group["weight_decay"] = 0.0
+    ln.attach(model, optimizer)
+    x = torch.randn(8, 3)
+    for _ in range(5):
+        for m, o in ((model, optimizer), (twin, plain)):
+            o.zero_grad()
+            m(x).square().sum().backward()
+            if m is twin:
+                with torch.no_grad():
+                    rate = 0.1 * 0.5 * 0.5
+                    m.matrix.copy_(torch.eye(3) + (m.matrix - torch.eye(3)) * (1 - rate))
+            o.step()
+    torch.testing.assert_close(model.matrix, twin.matrix)
+    torch.testing.assert_close(model.bias, twin.bias)
+
+
+def test_a_step_that_the_scaler_skips_does_not_decay() -> None:
+    for options in ({"fused": True}, {"foreach": True}):
+        model, optimizer = made(**options)
+        ln.attach(model, optimizer)
+        scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+        with torch.no_grad():
+            model.matrix.zero_()
+        scaler.scale(model(torch.tensor([[torch.inf, 1.0, 1.0]])).sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        assert scaler.get_scale() == 2.0
+        torch.testing.assert_close(model.matrix.detach(), torch.zeros(3, 3))
+
+
+def test_without_a_gradient_nothing_is_decayed() -> None:
+    model, optimizer = made()
+    ln.attach(model, optimizer)
+    with torch.no_grad():
+        model.matrix.zero_()
+    optimizer.step()
+    torch.testing.assert_close(model.matrix.detach(), torch.zeros(3, 3))
+
+
+def test_attaching_again_replaces_and_removing_ends_it() -> None:
+    model, optimizer = made(torch.optim.SGD)
+    first = ln.attach(model, optimizer)
+    second = ln.attach(model, optimizer)
+    assert attachment_of(optimizer) is second
+    assert first is not second
+    with torch.no_grad():
+        model.matrix.zero_()
+    model.matrix.grad = torch.zeros(3, 3)
+    optimizer.step()
+    torch.testing.assert_close(model.matrix.detach(), 0.025 * torch.eye(3))  # once, not twice
+    second.remove()
+    optimizer.step()
+    torch.testing.assert_close(model.matrix.detach(), 0.025 * torch.eye(3))
+    assert attachment_of(optimizer) is None
+
+
+def test_an_optimizer_that_does_not_hold_it_is_refused_with_the_mend() -> None:
+    model = Colour()
+    with pytest.raises(PolicyError, match=r"where: matrix(.|\n)*ln.param_groups"):
+        ln.attach(model, torch.optim.SGD([model.bias], lr=0.1))
+    with pytest.raises(PolicyError, match="without a coefficient"):
+        ln.attach(model, torch.optim.SGD(model.parameters(), lr=0.1))
+
+
+def test_an_unknown_initial_value_is_refused() -> None:
+    with torch.device("meta"):
+        model = Colour()
+    model.to_empty(device="cpu")
+    optimizer = torch.optim.SGD(ln.param_groups(model, lr=0.1, weight_decay=0.5))
+    with pytest.raises(PolicyError, match=r"not known(.|\n)*reset_"):
+        ln.attach(model, optimizer)
+
+
+def _rank(rank: int, port: int, out: list) -> None:
+    torch.manual_seed(rank)  # each rank draws another initial value; DDP broadcasts the parameter
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    model = nn.Module()
+    model.mix = ln.parameter(3, 3, init=torch.nn.init.normal_, weight_decay="init")
+    model.forward = lambda x: x @ model.mix
+    ddp = nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.SGD(ln.param_groups(ddp, lr=0.1, weight_decay=1.0))
+    ln.attach(ddp, optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        ddp(torch.ones(1, 3) * (rank + 1)).sum().backward()
+        optimizer.step()
+    gathered = [torch.empty(3, 3) for _ in range(2)]
+    torch.distributed.all_gather(gathered, model.mix.detach())
+    torch.testing.assert_close(gathered[0], gathered[1], rtol=0, atol=0)
+    torch.distributed.destroy_process_group()
+
+
+def test_under_ddp_all_ranks_decay_toward_the_value_of_rank_0() -> None:
+    mp.spawn(_rank, args=(free_port(), []), nprocs=2)
