@@ -13,6 +13,7 @@ _HOME = {
     "inventory": "learnables.policy.table",
     "param_groups": "learnables.policy.groups",
     "parameter": "learnables.declare",
+    "statistics": "learnables.stats",
 }
 _PACKAGES = ("init", "nn")
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from learnables.policy.attach import attach as attach
     from learnables.policy.groups import param_groups as param_groups
     from learnables.policy.table import inventory as inventory
+    from learnables.stats import statistics as statistics
 
 
 def __getattr__(name: str) -> object:

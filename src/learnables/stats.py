@@ -1,0 +1,432 @@
+"""One pass over many tensors: moments, extrema, counts and a histogram by sign and exponent."""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from typing import final
+
+import torch
+from torch import Tensor
+
+from learnables._torch import is_dtensor
+from learnables.errors import LearnablesError
+
+BINS = 512
+"""Bins of every histogram: 256 exponents of the positive half, then 256 of the negative half."""
+
+_SUMS = ("count", "sum", "sum_of_squares", "zeros", "nonfinite")
+_EXTREMA = ("absmax", "min", "max")
+_COUNTS = ("count", "zeros", "nonfinite", "histogram")
+_CHUNK = 1 << 18  # 1 MB of fp32: what a core keeps in its L2 cache between our operations
+
+
+@final
+@dataclass(frozen=True)
+class Statistics:
+    """What one pass saw: one row per tensor. Rows of two statistics can be merged.
+
+    All moments and extrema are those of the *finite* values; NaN and ±inf are only counted, in
+    ``nonfinite``. A row without a finite value has ``min = inf``, ``max = -inf`` and zeros
+    elsewhere, so that merging it changes nothing.
+
+    Histogram bins do not depend on the dtype: bin ``256·s + k`` counts values whose sign bit is
+    ``s`` and whose magnitude lies in ``[2^(k-127), 2^(k-126))``; the lower edges are
+    ``bin_edges()``. Two bins hold more. ``k = 0``: everything below 2^-126, which is zeros,
+    fp32 and bfloat16 subnormals and tiny fp64 values. ``k = 255``: everything from 2^128 up,
+    which is ±inf, NaN and huge fp64 values. ``zeros`` and ``nonfinite`` tell their inhabitants
+    apart. Bins of different steps, ranks, shards and dtypes are merged by adding integers.
+
+    Attributes:
+        count: Values seen, finite or not. Shape ``(rows,)``, int64. A complex number counts as
+            two values, its real and its imaginary part.
+        sum: Shape ``(rows,)``, float64.
+        sum_of_squares: Shape ``(rows,)``, float64.
+        absmax: Largest magnitude. Shape ``(rows,)``, float64.
+        min: Smallest value. Shape ``(rows,)``, float64.
+        max: Largest value. Shape ``(rows,)``, float64.
+        zeros: Values equal to 0, of either sign. Shape ``(rows,)``, int64.
+        nonfinite: NaN, inf and -inf. Shape ``(rows,)``, int64.
+        histogram: Shape ``(rows, 512)``, int64; None where it was not asked for.
+    """
+
+    count: Tensor
+    sum: Tensor
+    sum_of_squares: Tensor
+    absmax: Tensor
+    min: Tensor
+    max: Tensor
+    zeros: Tensor
+    nonfinite: Tensor
+    histogram: Tensor | None = None
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.count)
+
+    def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "Statistics":
+        """Some of the rows, as statistics again; an integer gives one row."""
+        chosen = torch.arange(len(self), device=self.count.device)[rows].reshape(-1)
+        return Statistics(**{name: x[chosen] for name, x in self._columns().items()})
+
+    def merge(self, other: "Statistics") -> "Statistics":
+        """The statistics of both, row by row: those of the two tensors of a row put together.
+
+        Associative and commutative; exact but for the rounding of ``sum`` and
+        ``sum_of_squares``. The histogram is dropped when one side lacks it.
+
+        Raises:
+            LearnablesError: The numbers of rows differ.
+
+        Example:
+            >>> a, b = ln.statistics([torch.ones(3)]), ln.statistics([-2 * torch.ones(1)])
+            >>> both = a.merge(b)
+            >>> both.count.item(), both.sum.item(), both.absmax.item()
+            (4, 1.0, 2.0)
+        """
+        if len(self) != len(other):
+            raise LearnablesError(
+                "statistics of different lists of tensors are not merged row by row",
+                found=f"{len(self)} and {len(other)} rows",
+                wanted="the same number of rows",
+                mend="merge(a.total(), b.total()) merges everything into one row",
+            )
+        both = self.histogram is not None and other.histogram is not None
+        return Statistics(
+            **{name: getattr(self, name) + getattr(other, name) for name in _SUMS},
+            absmax=torch.maximum(self.absmax, other.absmax),
+            min=torch.minimum(self.min, other.min),
+            max=torch.maximum(self.max, other.max),
+            histogram=self.histogram + other.histogram if both else None,  # type: ignore[operator]
+        )
+
+    def total(self) -> "Statistics":
+        """All rows merged into one: the statistics of all tensors put together."""
+        if len(self) == 0:
+            return statistics([torch.zeros(0)], histogram=self.histogram is not None)
+        return Statistics(
+            **{name: getattr(self, name).sum(0, keepdim=True) for name in _SUMS},
+            absmax=self.absmax.amax(0, keepdim=True),
+            min=self.min.amin(0, keepdim=True),
+            max=self.max.amax(0, keepdim=True),
+            histogram=None if self.histogram is None else self.histogram.sum(0, keepdim=True),
+        )
+
+    @property
+    def finite(self) -> Tensor:
+        """Number of finite values. Shape ``(rows,)``, int64."""
+        return self.count - self.nonfinite
+
+    def norm(self) -> Tensor:
+        """Euclidean norm of the finite values. Shape ``(rows,)``, float64."""
+        return self.sum_of_squares.sqrt()
+
+    def mean(self) -> Tensor:
+        """Mean of the finite values; NaN where there are none. Shape ``(rows,)``, float64."""
+        return self.sum / self.finite
+
+    def rms(self) -> Tensor:
+        """Root of the mean square; NaN where there are no values. Shape ``(rows,)``, float64."""
+        return (self.sum_of_squares / self.finite).sqrt()
+
+    def std(self) -> Tensor:
+        """Standard deviation √(E[x²] − E[x]²), not corrected. Shape ``(rows,)``, float64.
+
+        Exact to about 1e-8·|mean|: the moments are float64, and the difference cancels.
+        """
+        return (self.sum_of_squares / self.finite - self.mean().square()).clamp(min=0).sqrt()
+
+    def below(self, dtype: torch.dtype, *, normal: bool = False) -> Tensor:
+        """Share of the values, zeros aside, that casting to ``dtype`` would turn into 0.
+
+        Read off the histogram: it counts magnitudes under half of the smallest number of
+        ``dtype``. That half itself, a tie, rounds to 0 too and is not counted. In bfloat16 and
+        float32 that number lies under the last bin, so there everything below 2^-126 counts.
+
+        Args:
+            dtype: Any floating dtype, ``torch.float8_*`` included.
+            normal: Count instead what is below the smallest *normal* number of ``dtype``:
+                values that become 0 or keep fewer bits than they should.
+
+        Returns:
+            Shape ``(rows,)``, float64; NaN where every value is zero or non-finite.
+
+        Raises:
+            LearnablesError: The statistics were taken without a histogram.
+
+        Example:
+            >>> gradient = torch.tensor([1e-9, 1e-5, 1.0, 0.0])
+            >>> ln.statistics([gradient]).below(torch.float16).item()
+            0.333...
+        """
+        info = torch.finfo(dtype)
+        threshold = info.tiny if normal else info.tiny * info.eps / 2
+        return self._share(slice(0, max(1, round(math.log2(threshold)) + 127)), "below")
+
+    def above(self, dtype: torch.dtype) -> Tensor:
+        """Share of the values, zeros aside, that are too large for ``dtype``.
+
+        Counts magnitudes from the first power of two above ``torch.finfo(dtype).max``; those
+        between the two share their bin with numbers that fit, compare ``absmax`` for them.
+
+        Args:
+            dtype: Any floating dtype.
+
+        Returns:
+            Shape ``(rows,)``, float64; NaN where every value is zero or non-finite.
+
+        Raises:
+            LearnablesError: The statistics were taken without a histogram.
+        """
+        top = math.frexp(torch.finfo(dtype).max)[1]
+        return self._share(slice(min(top + 127, 256), 256), "above")
+
+    def _share(self, magnitudes: slice, asked: str) -> Tensor:
+        if self.histogram is None:
+            raise LearnablesError(
+                f"{asked}() reads the histogram, and there is none",
+                found="statistics taken with histogram=False",
+                wanted="histogram=True",
+                mend="ln.statistics(tensors, histogram=True)",
+            )
+        bins = self.histogram[:, :256] + self.histogram[:, 256:]
+        bins[:, 0] -= self.zeros
+        bins[:, 255] -= self.nonfinite
+        share: Tensor = bins[:, magnitudes].sum(1) / (self.finite - self.zeros)
+        return share
+
+    def pack(self) -> Tensor:
+        """Everything in one float64 vector: the additive part first, then three maxima.
+
+        Counts up to 2^53 are exact in it. One such vector is one copy to the host, and one sum
+        and one maximum over ranks.
+
+        Returns:
+            Shape ``(rows · 520,)``, or ``(rows · 8,)`` without a histogram.
+        """
+        sums = torch.stack([getattr(self, name).double() for name in _SUMS])
+        maxima = torch.stack([self.absmax, -self.min, self.max])
+        parts = [sums, maxima] if self.histogram is None else [sums, self.histogram, maxima]
+        return torch.cat([part.reshape(-1).double() for part in parts])
+
+    @classmethod
+    def unpack(cls, packed: Tensor, rows: int) -> "Statistics":
+        """The statistics that ``pack`` made ``packed`` of.
+
+        Args:
+            packed: What ``pack`` gave. Shape ``(rows · 520,)`` or ``(rows · 8,)``.
+            rows: Number of rows.
+
+        Raises:
+            LearnablesError: The length fits neither.
+        """
+        if len(packed) not in {8 * rows, (8 + BINS) * rows}:
+            raise LearnablesError(
+                "this is no packed statistics",
+                found=f"{len(packed)} numbers for {rows} rows",
+                wanted=f"{8 * rows} or {(8 + BINS) * rows}",
+            )
+        sums = packed[: 5 * rows].view(5, rows)
+        histogram, maxima = packed[5 * rows : -3 * rows], packed[-3 * rows :].view(3, -1)
+        if rows == 0:
+            histogram, maxima = packed, packed.view(3, 0)
+        columns = dict(zip(_SUMS, sums, strict=True))
+        return cls(
+            **{k: v.long() if k in _COUNTS else v.clone() for k, v in columns.items()},
+            absmax=maxima[0].clone(),
+            min=-maxima[1],
+            max=maxima[2].clone(),
+            histogram=histogram.view(rows, BINS).long() if len(histogram) else None,
+        )
+
+    def to(self, device: torch.device | str, *, non_blocking: bool = False) -> "Statistics":
+        """The same on ``device``, in one copy."""
+        if self.count.device == torch.device(device):
+            return self
+        packed = self.pack().to(device, non_blocking=non_blocking)
+        return Statistics.unpack(packed, len(self))
+
+    @classmethod
+    def cat(cls, parts: Sequence["Statistics"]) -> "Statistics":
+        """The rows of all ``parts``, one after the other; at least one part."""
+        columns = [part._columns() for part in parts]
+        shared = [name for name in columns[0] if all(name in part for part in columns)]
+        return cls(**{name: torch.cat([part[name] for part in columns]) for name in shared})
+
+    def _columns(self) -> dict[str, Tensor]:
+        """The fields that are there, by name."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {name: x for name, x in values.items() if x is not None}
+
+
+def bin_edges() -> Tensor:
+    """Edges of the magnitude bins: bin ``k`` holds ``edges[k] ≤ |x| < edges[k + 1]``.
+
+    Returns:
+        Shape ``(257,)``, float64: ``edges[0] = 0``, ``edges[256] = inf`` and between them
+        ``edges[k] = 2^(k-127)``.
+    """
+    edges = torch.arange(257, dtype=torch.float64).sub(127).exp2()
+    edges[0], edges[256] = 0.0, math.inf
+    return edges
+
+
+def statistics(tensors: Iterable[Tensor] | Tensor, histogram: bool = True) -> Statistics:
+    """Count, moments, extrema and a histogram of every tensor, one row each.
+
+    Every number is that of the tensor's values as real numbers: integers and booleans are
+    taken as such, complex numbers as their real and imaginary parts, half and quarter
+    precision exactly as they are. Of a sparse tensor the stored values are looked at,
+    duplicates of a coordinate summed first.
+
+    Args:
+        tensors: Any tensors: any shape, also empty or 0-dimensional, any strides, any device
+            but meta, dtypes mixed as you like.
+        histogram: Whether to count the values by sign and exponent too.
+
+    Returns:
+        Rows in the order of ``tensors``, on the device of the first.
+
+    Raises:
+        LearnablesError: Something in the list has no values to look at: no tensor, a meta or a
+            quantised tensor.
+
+    Example:
+        >>> layer = nn.Linear(4, 4)
+        >>> seen = ln.statistics(layer.parameters())
+        >>> seen.count.tolist(), seen.zeros.tolist(), tuple(seen.histogram.shape)
+        ([16, 4], [0, 0], (2, 512))
+    """
+    listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    with torch.no_grad():
+        flat = [_values(x, i) for i, x in enumerate(listed)]
+        if not flat:
+            return _empty(0, histogram)
+        home = flat[0].device
+        rows = [_torch_row(x, histogram) for x in flat]
+        return Statistics.cat([row.to(home) for row in rows])
+
+
+def _values(x: Tensor, index: int) -> Tensor:
+    """What ``x`` holds, as a real, strided, one-dimensional tensor outside autograd.
+
+    Raises:
+        LearnablesError: It holds no values that can be read.
+    """
+    where = f"tensors[{index}]"
+    if not isinstance(x, Tensor):
+        raise LearnablesError(
+            "only tensors have statistics",
+            where=where,
+            found=type(x).__name__,
+            wanted="a torch.Tensor",
+            mend="leave it out of the list: [p.grad for p in ps if p.grad is not None]",
+        )
+    x = x.detach()
+    if is_dtensor(x):
+        raise LearnablesError(
+            "the parts of a DTensor lie on several ranks",
+            where=where,
+            found=f"DTensor of shape {tuple(x.shape)}",
+            wanted="a plain tensor",
+            mend="x.to_local(), and merge the rows over the ranks",
+        )
+    if x.is_meta:
+        raise LearnablesError(
+            "a meta tensor holds no values",
+            where=where,
+            found=f"shape {tuple(x.shape)}, device meta",
+            wanted="a tensor in memory",
+            mend="model.to_empty(device='cpu'), then initialise or load",
+        )
+    if x.is_quantized or x.dtype in _UNREADABLE:
+        raise LearnablesError(
+            "this dtype packs its values in a way we do not read",
+            where=where,
+            found=str(x.dtype),
+            wanted="a floating, integer, boolean or complex dtype",
+            mend="dequantise it first: x.dequantize()",
+        )
+    if x.layout is torch.sparse_coo:
+        x = x.coalesce().values()
+    elif x.layout is not torch.strided:
+        x = x.values()
+    if x.is_complex():
+        x = torch.view_as_real(x.resolve_conj())
+    if x.device.type == "mps":
+        x = x.cpu()  # MPS has no float64 to add up in
+    return _in_memory_order(x.resolve_neg())
+
+
+_UNREADABLE = {
+    getattr(torch, name)
+    for name in ("float4_e2m1fn_x2", "bits1x8", "bits2x4", "bits4x2", "bits8", "bits16")
+    if hasattr(torch, name)
+}
+
+
+def _in_memory_order(x: Tensor) -> Tensor:
+    """``x`` as one dimension, without a copy where its values fill their memory (transposed)."""
+    if not x.is_contiguous():
+        stride = x.stride()
+        by_stride = sorted(range(x.ndim), key=lambda dim: -stride[dim])
+        x = x.permute(*by_stride)
+    return x.reshape(-1)
+
+
+def _empty(rows: int, histogram: bool, device: torch.device | str = "cpu") -> Statistics:
+    """Rows that saw nothing."""
+
+    def number() -> Tensor:
+        return torch.zeros(rows, dtype=torch.float64, device=device)
+
+    def integer(*shape: int) -> Tensor:
+        return torch.zeros(rows, *shape, dtype=torch.int64, device=device)
+
+    return Statistics(
+        count=integer(),
+        sum=number(),
+        sum_of_squares=number(),
+        absmax=number(),
+        min=number() + math.inf,
+        max=number() - math.inf,
+        zeros=integer(),
+        nonfinite=integer(),
+        histogram=integer(BINS) if histogram else None,
+    )
+
+
+def _torch_row(x: Tensor, histogram: bool) -> Statistics:
+    """One row by torch's own operations, a cacheful at a time."""
+    row = _empty(1, histogram, x.device)
+    step = _CHUNK if x.device.type == "cpu" else max(1, x.numel())
+    for start in range(0, x.numel(), step):
+        row = row.merge(_torch_chunk(x[start : start + step], histogram))
+    return row
+
+
+def _torch_chunk(x: Tensor, histogram: bool) -> Statistics:
+    exact = x.double()
+    finite = exact.isfinite()
+    kept = torch.where(finite, exact, 0.0)
+
+    def one(value: Tensor) -> Tensor:
+        return value.reshape(1)
+
+    return Statistics(
+        count=torch.full((1,), x.numel(), dtype=torch.int64, device=x.device),
+        sum=one(kept.sum()),
+        sum_of_squares=one(kept.dot(kept)),
+        absmax=one(kept.abs().max()),
+        min=one(torch.where(finite, exact, math.inf).min()),
+        max=one(torch.where(finite, exact, -math.inf).max()),
+        zeros=one((exact == 0).sum()),
+        nonfinite=one((~finite).sum()),
+        histogram=_bins_of(exact).bincount(minlength=BINS).view(1, BINS) if histogram else None,
+    )
+
+
+def _bins_of(x: Tensor) -> Tensor:
+    """Bin of each float64, from its bits: sign, and exponent clamped to that of fp32."""
+    bits = x.view(torch.int64)
+    exponent = ((bits >> 52) & 0x7FF).sub(1023 - 127).clamp(0, 255)
+    return exponent + (bits < 0) * 256

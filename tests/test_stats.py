@@ -1,0 +1,264 @@
+"""statistics against a slow, obvious twin: a Python loop over float64 numbers."""
+
+import math
+from dataclasses import fields
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from learnables.errors import LearnablesError
+from learnables.stats import BINS, Statistics, bin_edges, statistics
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+EIGHTHS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
+OTHERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
+COMPLEX = (torch.complex64, torch.complex128)
+SPECIAL = (0.0, -0.0, math.nan, math.inf, -math.inf, 1.0, -2.0)
+SPECIAL += (1e-45, -1e-40, 1.1754943508222875e-38, 3.4028234663852886e38, -3.3895313892515355e38)
+SPECIAL += (6e-8, 6.1e-5, 65504.0, 1e-320, 1e-60, -1e60, 1.7976931348623157e308, 0.99999999)
+
+
+def bin_of(value: float) -> int:
+    """The defining sentence of the bins, in Python."""
+    sign = 256 * (math.copysign(1.0, value) < 0)
+    if not math.isfinite(value):
+        return sign + 255
+    if value == 0:
+        return sign
+    return sign + min(max(math.frexp(value)[1] - 1 + 127, 0), 255)
+
+
+def twin(values: list[float]) -> dict[str, float | list[int]]:
+    """All fields of one row, one value at a time."""
+    finite = [v for v in values if math.isfinite(v)]
+    histogram = [0] * BINS
+    for value in values:
+        # The sign of a NaN is whatever its maker left there; the caller folds the two bins.
+        histogram[bin_of(value)] += 1
+    return {
+        "count": len(values),
+        "sum": sum(map(Fraction, finite)),
+        "sum_of_squares": sum(Fraction(v) ** 2 for v in finite),
+        "absmax": max((abs(v) for v in finite), default=0.0),
+        "min": min(finite, default=math.inf),
+        "max": max(finite, default=-math.inf),
+        "zeros": sum(v == 0 for v in finite),
+        "nonfinite": len(values) - len(finite),
+        "histogram": histogram,
+    }
+
+
+def fold_nonfinite(histogram: list[int]) -> list[int]:
+    """Both signs of the last bin together, because NaN has no sign that survives a cast."""
+    folded = list(histogram)
+    folded[255], folded[511] = folded[255] + folded[511], 0
+    return folded
+
+
+def values_of(x: Tensor) -> list[float]:
+    x = x.detach()
+    if x.is_complex():
+        x = torch.view_as_real(x.resolve_conj())
+    return x.resolve_neg().double().reshape(-1).tolist()
+
+
+def assert_row(seen: Statistics, row: int, values: list[float]) -> None:
+    wanted = twin(values)
+    for name in ("count", "absmax", "min", "max", "zeros", "nonfinite"):
+        assert getattr(seen, name)[row].item() == wanted[name], name
+    if wanted["absmax"] < 1e150:  # else float64 itself overflows
+        total = sum(abs(Fraction(v)) for v in values if math.isfinite(v))
+        squares = seen.sum_of_squares[row].item()
+        assert abs(Fraction(seen.sum[row].item()) - wanted["sum"]) <= Fraction(1e-12) * total
+        assert math.isclose(squares, wanted["sum_of_squares"], rel_tol=1e-12, abs_tol=1e-307)
+    assert fold_nonfinite(seen.histogram[row].tolist()) == fold_nonfinite(wanted["histogram"])
+
+
+@pytest.mark.parametrize("dtype", [*FLOATS, *EIGHTHS], ids=str)
+@given(data=st.data())
+def test_agrees_with_a_loop_over_every_value(dtype: torch.dtype, data: st.DataObject) -> None:
+    numbers = st.one_of(st.sampled_from(SPECIAL), st.floats(width=32), st.floats(-1, 1))
+    lists = data.draw(st.lists(st.lists(numbers, max_size=40), max_size=4))
+    tensors = [torch.tensor(values, dtype=torch.float64).to(dtype) for values in lists]
+    seen = statistics(tensors)
+    assert len(seen) == len(tensors)
+    for row, x in enumerate(tensors):
+        assert_row(seen, row, values_of(x))
+
+
+@pytest.mark.parametrize("dtype", [*OTHERS, *COMPLEX], ids=str)
+def test_integers_booleans_and_complex_numbers_are_read_as_real_numbers(dtype) -> None:
+    x = torch.tensor([0, 1, 2, 3, 100, 0, 7]).to(dtype)
+    x = x * (1 + 2j) if dtype.is_complex else x
+    assert_row(statistics([x]), 0, values_of(x))
+
+
+def strided() -> dict[str, Tensor]:
+    base = torch.randn(6, 8)
+    z = torch.randn(5, dtype=torch.complex64)
+    return {
+        "empty": torch.zeros(0, 3),
+        "0-dim": torch.tensor(-3.0),
+        "transposed": base.t(),
+        "permuted": torch.randn(2, 3, 4, 5).permute(3, 0, 2, 1),
+        "channels_last": torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+        "expanded": torch.randn(4, 1).expand(4, 7),
+        "sliced": base[1:5:2, 2:7],
+        "every second": torch.randn(20)[1::2],
+        "overlapping": torch.randn(10).unfold(0, 4, 1),
+        "conjugate": z.conj(),
+        "negative bit": z.conj().imag,
+        "transposed half": base.bfloat16().t(),
+        "needs a gradient": base.clone().requires_grad_() * 2,
+        "parameter": torch.nn.Parameter(base.clone()),
+    }
+
+
+@pytest.mark.parametrize("name", strided())
+def test_any_strides_are_read_right(name: str) -> None:
+    x = strided()[name]
+    seen = statistics([x])
+    assert_row(seen, 0, values_of(x))
+    assert not seen.sum.requires_grad
+
+
+@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
+def test_stored_values_of_a_sparse_tensor_are_read_and_duplicates_summed() -> None:
+    twice = torch.sparse_coo_tensor([[0, 0, 2]], [1.0, 2.0, -5.0], (4,))
+    rows = torch.tensor([[0.0, 2.0], [3.0, 0.0]]).to_sparse_csr()
+    seen = statistics([twice, rows])
+    assert_row(seen, 0, [3.0, -5.0])
+    assert_row(seen, 1, [2.0, 3.0])
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        (None, "only tensors"),
+        (1.0, "only tensors"),
+        (torch.zeros(2, device="meta"), "meta tensor"),
+        (torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "packs its values"),
+    ],
+)
+def test_what_cannot_be_read_is_refused_with_its_place(bad, says: str) -> None:
+    with pytest.raises(LearnablesError, match=says) as caught:
+        statistics([torch.zeros(2), bad])
+    assert caught.value.where == "tensors[1]"
+    assert caught.value.mend
+
+
+def test_a_lone_tensor_is_one_row() -> None:
+    assert statistics(torch.zeros(3, 2)).count.tolist() == [6]
+
+
+def test_no_tensors_give_no_rows() -> None:
+    none = statistics([])
+    assert len(none) == 0
+    assert none.total().count.tolist() == [0]
+    assert len(Statistics.unpack(none.pack(), 0)) == 0
+
+
+def assert_same(a: Statistics, b: Statistics, rtol: float = 0.0) -> None:
+    for field in fields(Statistics):
+        left, right = getattr(a, field.name), getattr(b, field.name)
+        assert (left is None) == (right is None), field.name
+        if left is not None:
+            exact = not field.name.startswith("sum")
+            torch.testing.assert_close(
+                left, right, rtol=0 if exact else rtol, atol=0 if exact else rtol, msg=field.name
+            )
+
+
+parts = st.lists(
+    st.lists(st.one_of(st.sampled_from(SPECIAL[:12]), st.floats(-1e3, 1e3)), max_size=20),
+    min_size=1,
+    max_size=4,
+)
+
+
+@given(parts=parts)
+def test_statistics_of_a_concatenation_are_the_merge_of_its_parts(parts) -> None:
+    tensors = [torch.tensor(p, dtype=torch.float64).float() for p in parts]
+    whole = statistics([torch.cat(tensors)])
+    merged = statistics([tensors[0]])
+    for x in tensors[1:]:
+        merged = merged.merge(statistics([x]))
+    assert_same(whole, merged, rtol=1e-12)
+    assert_same(whole, statistics(tensors).total(), rtol=1e-12)
+
+
+@given(parts=parts, histogram=st.booleans())
+def test_packing_loses_nothing(parts, histogram: bool) -> None:
+    seen = statistics([torch.tensor(p, dtype=torch.float32) for p in parts], histogram=histogram)
+    assert_same(seen, Statistics.unpack(seen.pack(), len(seen)))
+    assert_same(seen, Statistics.cat([seen[i] for i in range(len(seen))]))
+
+
+def test_unpacking_something_else_is_refused() -> None:
+    with pytest.raises(LearnablesError, match="no packed statistics"):
+        Statistics.unpack(torch.zeros(9), 1)
+
+
+def test_merging_different_lists_is_refused() -> None:
+    with pytest.raises(LearnablesError, match="not merged"):
+        statistics([torch.zeros(1)]).merge(statistics([]))
+
+
+def test_derived_numbers_are_those_of_torch() -> None:
+    x = torch.randn(1000, dtype=torch.float64) + 3
+    seen = statistics([x])
+    torch.testing.assert_close(seen.norm()[0], x.norm())
+    torch.testing.assert_close(seen.mean()[0], x.mean())
+    torch.testing.assert_close(seen.std()[0], x.std(correction=0))
+    torch.testing.assert_close(seen.rms()[0], x.square().mean().sqrt())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, *EIGHTHS[:2]], ids=str)
+def test_below_is_the_share_that_a_cast_turns_into_zero(dtype: torch.dtype) -> None:
+    x = torch.randn(4096).mul(torch.finfo(dtype).tiny)
+    x[:100] = 0
+    lost = ((x.to(dtype) == 0) & (x != 0)).sum() / (x != 0).sum()
+    assert 0.01 < lost < 0.99
+    torch.testing.assert_close(statistics([x]).below(dtype)[0], lost.double())
+    small = (x.abs() < torch.finfo(dtype).tiny).logical_and(x != 0).sum() / (x != 0).sum()
+    torch.testing.assert_close(statistics([x]).below(dtype, normal=True)[0], small.double())
+
+
+def test_below_counts_subnormals_where_the_bins_end() -> None:
+    x = torch.tensor([1e-40, 1.0, 0.0, math.nan])
+    assert statistics([x]).below(torch.bfloat16).item() == 0.5
+
+
+def test_above_is_the_share_that_is_too_large() -> None:
+    x = torch.tensor([1.0, 65504.0, 65536.0, 1e30, math.inf, 0.0])
+    assert statistics([x]).above(torch.float16).item() == 0.5
+    assert statistics([x.double() * 1e300]).above(torch.float32).item() == 1.0
+
+
+def test_shares_need_the_histogram() -> None:
+    with pytest.raises(LearnablesError, match="reads the histogram"):
+        statistics([torch.ones(1)], histogram=False).below(torch.float16)
+
+
+def test_edges_bound_the_bins() -> None:
+    edges = bin_edges()
+    assert edges[0] == 0
+    assert edges[127] == 1
+    assert edges[256] == math.inf
+    for k in (1, 100, 127, 254):
+        assert bin_of(edges[k].item()) == k
+        assert bin_of(math.nextafter(edges[k].item(), 0.0)) == k - 1
+
+
+def test_a_row_of_nothing_finite_changes_nothing_when_merged() -> None:
+    some, none = statistics([torch.randn(5)]), statistics([torch.tensor([math.nan])])
+    merged = some.merge(none)
+    assert merged.nonfinite.item() == 1
+    assert merged.min.item() == some.min.item()
+    assert merged.absmax.item() == some.absmax.item()
+    assert math.isnan(none.mean().item())
