@@ -191,7 +191,7 @@ class Statistics:
         bins = self.histogram[:, :256] + self.histogram[:, 256:]
         bins[:, 0] -= self.zeros
         bins[:, 255] -= self.nonfinite
-        share: Tensor = bins[:, magnitudes].sum(1) / (self.finite - self.zeros)
+        share: Tensor = bins[:, magnitudes].sum(1).double() / (self.finite - self.zeros)
         return share
 
     def pack(self) -> Tensor:
