@@ -19,6 +19,7 @@ class Block(nn.Module):
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
         self.rms_norm1 = RMSNorm(dim)
+        self.norm = nn.LayerNorm(dim)
         self.gamma = nn.Parameter(torch.full((dim,), 1e-5))
         self.ls2d = nn.Parameter(torch.full((dim, 1, 1), 1e-5))
         self.temperature = nn.Parameter(torch.ones(heads, 1, 1))
@@ -28,7 +29,6 @@ class Block(nn.Module):
         self.sinks = nn.Parameter(torch.zeros(heads))
         self.A_log = nn.Parameter(torch.zeros(dim, 4))
         self.modulation = nn.Parameter(torch.zeros(6, dim))
-        self.talking_heads = nn.Parameter(torch.eye(heads))
         self.experts = nn.Parameter(torch.zeros(2, dim, dim))
         self.lora_B = nn.Parameter(torch.zeros(dim, 2))
 
@@ -45,10 +45,8 @@ class Handwritten(nn.Module):
         self.color_matrix = nn.Parameter(torch.eye(3))
         self.logit_scale = nn.Parameter(torch.tensor(2.65))
         self.freqs = nn.Parameter(torch.zeros(2, 1, 4))
-        self.embed_scale = nn.Parameter(torch.ones(1, dim, 1))
-        self.level_embed = nn.Parameter(torch.zeros(3, dim))
         self.blocks = nn.ModuleList([Block(dim, heads)])
-        self.head = nn.Linear(dim, 3, bias=False)
+        self.head = nn.Linear(dim, 3)
 
     def no_weight_decay(self) -> set[str]:  # what timm asks a model for
         return {"pos_embed", "cls_token", "reg_token", "dist_token"}

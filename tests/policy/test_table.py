@@ -99,6 +99,6 @@ def test_counts() -> None:
     model.head.requires_grad_(False)
     counts = ln.inventory(model).counts
     assert counts["parameters"] == 25
-    assert counts["trainable"] == 24
+    assert counts["trainable"] == 23
     assert counts["decayed"] == 2
     assert counts["values"] == sum(p.numel() for p in model.parameters())
