@@ -11,9 +11,10 @@ _HOME = {
     "annotate": "learnables.declare",
     "attach": "learnables.policy.attach",
     "inventory": "learnables.policy.table",
+    "load_checkpoint": "learnables.runtime.checkpoint",
     "param_groups": "learnables.policy.groups",
     "parameter": "learnables.declare",
-    "statistics": "learnables.stats",
+    "save_checkpoint": "learnables.runtime.checkpoint",
 }
 _PACKAGES = ("init", "nn")
 
@@ -25,7 +26,8 @@ if TYPE_CHECKING:
     from learnables.policy.attach import attach as attach
     from learnables.policy.groups import param_groups as param_groups
     from learnables.policy.table import inventory as inventory
-    from learnables.stats import statistics as statistics
+    from learnables.runtime.checkpoint import load_checkpoint as load_checkpoint
+    from learnables.runtime.checkpoint import save_checkpoint as save_checkpoint
 
 
 def __getattr__(name: str) -> object:

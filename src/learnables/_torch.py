@@ -91,3 +91,24 @@ def from_rank_0(value: Tensor, like: Tensor) -> Tensor:
         value = value.clone()
         dist.broadcast(value, src=0)
     return value
+
+
+def gather(x: Tensor) -> Tensor:
+    """The whole of a DTensor, as a collective call; any other tensor itself."""
+    if is_dtensor(x):
+        whole: Tensor = x.full_tensor()  # type: ignore[attr-defined]
+        return whole
+    return x
+
+
+def distribute_like(value: Tensor, like: Tensor) -> Tensor:
+    """``value``, which every rank holds whole, with the device and the sharding of a DTensor."""
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Tensor = distribute_tensor(
+        value.to(like.device),
+        like.device_mesh,  # type: ignore[attr-defined]
+        like.placements,  # type: ignore[attr-defined]
+        src_data_rank=None,  # nothing to send
+    )
+    return sharded

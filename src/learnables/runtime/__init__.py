@@ -1,0 +1,1 @@
+"""Carried out for a whole model while it runs: precision, layout, checkpoints."""
