@@ -15,6 +15,7 @@ _HOME = {
     "param_groups": "learnables.policy.groups",
     "parameter": "learnables.declare",
     "save_checkpoint": "learnables.runtime.checkpoint",
+    "statistics": "learnables.stats",
 }
 _PACKAGES = ("init", "nn")
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from learnables.policy.table import inventory as inventory
     from learnables.runtime.checkpoint import load_checkpoint as load_checkpoint
     from learnables.runtime.checkpoint import save_checkpoint as save_checkpoint
+    from learnables.stats import statistics as statistics
 
 
 def __getattr__(name: str) -> object:
