@@ -17,7 +17,7 @@ _HOME = {
     "save_checkpoint": "learnables.runtime.checkpoint",
     "statistics": "learnables.stats",
 }
-_PACKAGES = ("init", "nn")
+_PACKAGES = ("init", "nn", "sets")
 
 __all__ = [*_HOME, *_PACKAGES]
 

@@ -1,0 +1,81 @@
+"""Vectors of one length."""
+
+from dataclasses import dataclass
+from typing import ClassVar, final
+
+import torch
+from torch import Tensor
+
+from learnables.sets.base import KEPT_DEGENERATE, KEPT_NONFINITE, Set, length, positive
+
+
+@final
+@dataclass(frozen=True)
+class Sphere(Set):
+    """Vectors with ``‖x‖₂ = radius``, along the last dimension: each row of a weight by itself.
+
+    Not the ball: a short vector is lengthened. `Ball` leaves it alone.
+
+    Args:
+        radius: The length.
+
+    Raises:
+        ConstraintError: ``radius`` is not positive.
+
+    Example:
+        >>> Sphere().project(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))
+        tensor([[0.6000, 0.8000],
+                [0.6000, 0.8000]])
+
+    Cost:
+        Two passes. The zero vector has no nearest point; it becomes ``(radius, 0, …)``.
+    """
+
+    radius: float = 1.0
+    measure: ClassVar[str] = "|‖x‖ − radius|"
+    takes_complex: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        positive("radius", self.radius, "Sphere")
+
+    @property
+    def scale(self) -> float:
+        """``radius``."""
+        return self.radius
+
+    def nearest(self, x: Tensor) -> Tensor:
+        """``radius · x / ‖x‖``."""
+        direction = with_unit_length(x)
+        return direction * self.radius
+
+    def outside(self, x: Tensor) -> Tensor:
+        """``|‖x‖ − radius|``."""
+        return (length(x) - self.radius).abs()
+
+    def tangent(self, x: Tensor, gradient: Tensor) -> Tensor:
+        """``g − x ⟨x, g⟩ / radius²``."""
+        along = (
+            (x.conj() * gradient).real.sum(-1, keepdim=True)
+            if x.is_complex()
+            else ((x * gradient).sum(-1, keepdim=True))
+        )
+        return gradient - x * (along / self.radius**2)
+
+    def enforce(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Two passes; a zero row stays zero and is reported."""
+        norm = length(x, keepdim=True)
+        usable = (norm > 0) & norm.isfinite()
+        value = x * torch.where(usable, self.radius / norm, 1)
+        status = norm.isfinite().logical_not() * KEPT_NONFINITE + (norm == 0) * KEPT_DEGENERATE
+        return value, status.squeeze(-1).to(torch.uint8)
+
+
+def with_unit_length(x: Tensor) -> Tensor:
+    """``x / ‖x‖`` without overflow or underflow; the first unit vector where ``x`` is zero."""
+    largest = x.detach().abs().amax(-1, keepdim=True)
+    zero = largest == 0
+    safe = x / torch.where(zero, 1, largest)
+    norm = length(torch.where(zero, 1, safe), keepdim=True)
+    first = torch.zeros_like(x)
+    first[..., 0] = 1
+    return torch.where(zero, first, safe / norm)
