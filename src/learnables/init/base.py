@@ -7,7 +7,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from learnables._torch import is_dtensor
 from learnables.errors import LearnablesError
+
+_WIDE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
 
 class Initializer(ABC):
@@ -21,33 +24,34 @@ class Initializer(ABC):
 
     @abstractmethod
     def fill_(self, x: Tensor, *, role: str | None, generator: torch.Generator | None) -> None:
-        """Fill ``x``, a floating or complex strided tensor in at least 32 bits, in place."""
+        """Fill ``x``, a contiguous floating or complex tensor in at least 32 bits, in place."""
 
     @abstractmethod
     def wanted_std(self, shape: torch.Size, *, role: str | None = None) -> float | None:
-        """The standard deviation it aims at for ``shape``; None where none is meant."""
+        """The standard deviation it aims at for ``shape``; None where none is meant.
+
+        A complex tensor has it as a whole: each of its two parts has 1/√2 of it.
+        """
 
     def __call__(
         self, x: Tensor, *, role: str | None = None, generator: torch.Generator | None = None
     ) -> Tensor:
         """Fill ``x`` in place and return it; half precision is computed in fp32 and rounded once.
 
+        The values depend on shape, role and random state only: not on the dtype (up to rounding),
+        not on the memory format, and not on the sharding. A DTensor gets the values that rank 0
+        drew for the whole, which each rank holds for the length of the call.
+
         Args:
             x: Any floating or complex tensor.
             role: How the dimensions of ``x`` are meant, where its fans depend on it.
             generator: Source of randomness; torch's default generator when None.
         """
-        with torch.no_grad():
-            if x.device.type == "meta":
-                return x
-            if x.dtype in (torch.float32, torch.float64, torch.complex64, torch.complex128):
-                self.fill_(x, role=role, generator=generator)
-            else:
-                wide = torch.complex64 if x.is_complex() else torch.float32
-                filled = torch.empty(x.shape, dtype=wide, device=x.device)
-                self.fill_(filled, role=role, generator=generator)
-                x.copy_(filled)
-        return x
+        return _run(
+            x,
+            lambda whole: self.fill_(whole, role=role, generator=generator),
+            direct=x.dtype in _WIDE and x.is_contiguous(),
+        )
 
 
 Init: TypeAlias = Initializer | Callable[[Tensor], Tensor]
@@ -59,21 +63,53 @@ def initialise_(
     """Run one of our initialisers, or a ``torch.nn.init`` function, on ``x`` in place.
 
     Raises:
-        LearnablesError: A generator was given to a function that cannot take one.
+        LearnablesError: ``init`` is a family rather than an initialiser of it, or a generator was
+            given to a function that cannot take one.
     """
     if isinstance(init, Initializer):
         return init(x, role=role, generator=generator)
+    if isinstance(init, type) or getattr(init, "__module__", "").startswith("learnables.init"):
+        name = getattr(init, "__name__", "")
+        raise LearnablesError(
+            "an initialiser is made by a call",
+            found=f"init=ln.init.{name}",
+            wanted=f"init=ln.init.{name}(…)",
+            mend=f"put parentheses behind ln.init.{name}",
+        )
+    return _run(x, lambda whole: _call(init, whole, generator), direct=x.dtype in _WIDE)
+
+
+def _run(x: Tensor, fill: Callable[[Tensor], object], *, direct: bool) -> Tensor:
+    """Let ``fill`` work on ``x`` or, where that is not ``direct``, on a wide copy of the whole."""
     with torch.no_grad():
-        if generator is None:
-            init(x)
+        if x.device.type == "meta":
             return x
-        try:
-            init(x, generator=generator)  # type: ignore[call-arg]
-        except TypeError as error:
-            raise LearnablesError(
-                "this initialiser takes no generator",
-                found=f"init={getattr(init, '__name__', init)!r} with generator=",
-                wanted="one of ln.init.*, or a function with a generator keyword",
-                mend="use ln.init.trunc_normal(0.02), or leave generator out",
-            ) from error
+        if direct and not is_dtensor(x):
+            fill(x)
+            return x
+        wide = torch.complex64 if x.is_complex() else torch.float32
+        whole = torch.empty(x.shape, dtype=x.dtype if x.dtype in _WIDE else wide, device=x.device)
+        fill(whole)
+        if is_dtensor(x):
+            from torch.distributed.tensor import DTensor, distribute_tensor
+
+            assert isinstance(x, DTensor)
+            x.copy_(distribute_tensor(whole.to(x.dtype), x.device_mesh, x.placements))
+        else:
+            x.copy_(whole)
     return x
+
+
+def _call(init: Callable[..., object], x: Tensor, generator: torch.Generator | None) -> None:
+    if generator is None:
+        init(x)
+        return
+    try:
+        init(x, generator=generator)
+    except TypeError as error:
+        raise LearnablesError(
+            "this initialiser takes no generator",
+            found=f"init={getattr(init, '__name__', init)!r} with generator=",
+            wanted="one of ln.init.*, or a function with a generator keyword",
+            mend="use ln.init.trunc_normal(0.02), or leave generator out",
+        ) from error
