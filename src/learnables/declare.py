@@ -10,6 +10,7 @@ from learnables._torch import on_parameter_registration
 from learnables.entries import Entry, entries
 from learnables.errors import PolicyError, ShapeError
 from learnables.init.base import Init, Initializer, initialise_
+from learnables.init.fixed import zeros
 from learnables.init.random import trunc_normal
 from learnables.notes import FIELDS, Note, Statement, add_annotation, caller, note_of, put_note
 from learnables.select import Selector, select
@@ -82,6 +83,9 @@ def parameter(
         Parameter containing:
         tensor([0.], requires_grad=True)
     """
+    if init is None and not (len(shape) == 1 and isinstance(shape[0], Tensor)):
+        scalar = not shape or (len(shape) == 1 and shape[0] in ((), [], torch.Size([])))
+        init = zeros() if scalar else trunc_normal(0.02)  # noted, so that it can be drawn again
     said = {
         "weight_decay": weight_decay,
         "lr_scale": lr_scale,
@@ -169,10 +173,7 @@ def _make(
             wanted="ln.parameter(1, 1, 192) or ln.parameter(torch.eye(3))",
         )
     value = torch.empty(sizes or [1], dtype=dtype, device=device)
-    if init is None:
-        if not sizes:
-            return value.zero_()
-        init = trunc_normal(0.02)
+    assert init is not None  # `parameter` chose one where only sizes are given
     return initialise_(value, init, role=role, generator=generator)
 
 

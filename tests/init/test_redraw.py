@@ -53,3 +53,13 @@ def test_reset_parameters_of_a_component_does_the_same_for_its_own() -> None:
         scale.gamma.zero_()
     scale.reset_parameters()
     assert torch.equal(scale.gamma, torch.full((3,), 0.5))
+
+
+def test_the_default_initialiser_is_noted_so_that_it_can_be_drawn_again() -> None:
+    with torch.device("meta"):
+        model = nn.Module()
+        model.drawn, model.scalar, model.empty = ln.parameter(50), ln.parameter(), ln.parameter(())
+    model.to_empty(device="cpu")
+    ln.init.reset_(model)
+    assert 0 < model.drawn.abs().max() <= 0.04
+    assert model.scalar.tolist() == model.empty.tolist() == [0.0]
