@@ -60,6 +60,10 @@ class CheckpointError(LearnablesError, RuntimeError):
     """A file cannot be saved or does not fit what it is loaded into."""
 
 
+class RunError(LearnablesError, RuntimeError):
+    """A run database is missing, damaged, of a newer version, or does not hold what is asked."""
+
+
 class DataError(LearnablesError, RuntimeError):
     """A data set is unknown, missing or damaged."""
 
