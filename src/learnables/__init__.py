@@ -16,6 +16,8 @@ _HOME = {
     "parameter": "learnables.declare",
     "save_checkpoint": "learnables.runtime.checkpoint",
     "statistics": "learnables.stats",
+    "watch": "learnables.watching.recorder",
+    "write_html": "learnables.report.html",
 }
 _PACKAGES = ("init", "nn", "sets")
 
@@ -27,9 +29,11 @@ if TYPE_CHECKING:
     from learnables.policy.attach import attach as attach
     from learnables.policy.groups import param_groups as param_groups
     from learnables.policy.table import inventory as inventory
+    from learnables.report.html import write_html as write_html
     from learnables.runtime.checkpoint import load_checkpoint as load_checkpoint
     from learnables.runtime.checkpoint import save_checkpoint as save_checkpoint
     from learnables.stats import statistics as statistics
+    from learnables.watching.recorder import watch as watch
 
 
 def __getattr__(name: str) -> object:

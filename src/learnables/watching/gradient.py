@@ -1,0 +1,97 @@
+"""The gradient that an optimizer is about to consume, read from inside its ``step``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from learnables.errors import LearnablesError
+
+
+@dataclass(frozen=True)
+class Consumption:
+    """What is between ``.grad`` and the number that the optimizer uses.
+
+    Attributes:
+        scale: A fused optimizer divides by it; None where ``.grad`` is consumed as it is.
+        overflow: Not 0 where a fused optimizer will skip the step; None where it always steps.
+        stage: The words that are written beside the numbers.
+    """
+
+    scale: Tensor | None
+    overflow: Tensor | None
+    stage: str
+
+
+def consumption(optimizer: Optimizer) -> Consumption:
+    """How ``optimizer`` will use the gradients; to be called in its step pre-hook.
+
+    `torch.amp.GradScaler` leaves unscaling and skipping to optimizers that can do both in their
+    kernel (``fused=True``): it sets ``grad_scale`` and ``found_inf`` on them for the length of the
+    step. Then ``.grad`` is still multiplied by the scale, and the hooks run even when nothing will
+    be updated. For all others it unscales before, and on overflow does not call ``step``.
+    """
+    scale = getattr(optimizer, "grad_scale", None)
+    overflow = getattr(optimizer, "found_inf", None)
+    stage = "step" if scale is None else "step, divided by the scale"
+    return Consumption(scale, overflow, stage)
+
+
+def consumed(gradients: Sequence[Tensor], how: Consumption) -> list[Tensor]:
+    """The gradients as the optimizer uses them; new tensors where it divides, else the same."""
+    if how.scale is None:
+        return list(gradients)
+    return [gradient / how.scale.to(gradient.device) for gradient in gradients]
+
+
+def steppable(optimizer: Any) -> Optimizer:
+    """The torch optimizer whose hooks run: ``optimizer`` itself, or what a wrapper holds.
+
+    Raises:
+        LearnablesError: No such optimizer is found, or an engine steps it by itself.
+    """
+    engine = next((k for k in type(optimizer).__mro__ if k.__module__.startswith("deepspeed")), 0)
+    inner = optimizer
+    for _ in range(4):
+        if engine or "_optimizer_step_pre_hooks" in getattr(inner, "__dict__", {}):
+            break
+        inner = getattr(inner, "optimizer", None)
+    if engine or not isinstance(inner, Optimizer):
+        raise LearnablesError(
+            "the gradient that this optimizer consumes cannot be seen",
+            where=f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",
+            found="an engine that keeps gradients in buffers of its own and runs no optimizer hooks"
+            if engine
+            else "no torch.optim.Optimizer in it",
+            wanted="a torch.optim.Optimizer, or a wrapper that holds one as .optimizer",
+        )
+    return inner
+
+
+def learning_rates(optimizer: Optimizer) -> dict[Tensor, float]:
+    """Parameter → learning rate of its group; nan where reading it would wait for a device."""
+    rates: dict[Tensor, float] = {}
+    for group in optimizer.param_groups:
+        rate = group.get("lr", float("nan"))
+        if isinstance(rate, Tensor):
+            rate = rate.item() if rate.device.type == "cpu" else float("nan")
+        rates.update((p, float(rate)) for p in group["params"])
+    return rates
+
+
+def norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Euclidean norms in float32, shape (len(tensors),); non-finite where an element is."""
+    if not tensors:
+        return torch.zeros(0)
+    dense = [t.coalesce().values() if t.layout is torch.sparse_coo else t for t in tensors]
+    # dtype: a norm in float16 overflows where no element does.
+    wide = [t.dtype if t.dtype is torch.float64 else torch.float32 for t in dense]
+    found: Sequence[Tensor]
+    if len({t.device for t in dense}) == 1 and len(set(wide)) == 1:
+        found = torch._foreach_norm(dense, 2, dtype=wide[0])
+    else:
+        found = [t.norm(dtype=w) for t, w in zip(dense, wide, strict=True)]
+    return torch.stack([x.float().to(dense[0].device) for x in found])

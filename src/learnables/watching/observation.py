@@ -1,0 +1,139 @@
+"""What was seen at one optimizer step: plain data, made by the recorder, read by all others."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from learnables.watching.encoding import Array
+
+QUANTITIES = ("weight", "gradient", "update")
+MOMENTS = ("count", "sum", "sum_of_squares", "absmax", "min", "max", "zeros", "nonfinite")
+BINS = 512  # sign × biased exponent of float32: bin 256·(x < 0) + exponent
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Statistics of one quantity, one row per parameter; ``count`` 0 where there was none.
+
+    Attributes:
+        moments: The fields of `learnables.statistics` but the histogram, each of shape (P,); those
+            of the finite values, with NaN and ±inf only counted.
+        histogram: Counts by sign and exponent, shape (P, 512); None where not taken.
+    """
+
+    moments: Mapping[str, Array]
+    histogram: Array | None = None
+
+    def __getattr__(self, name: str) -> Array:
+        try:
+            return self.__dict__["moments"][name]  # type: ignore[no-any-return]
+        except KeyError:
+            raise AttributeError(name) from None
+
+    @cached_property
+    def present(self) -> Array:
+        """Which rows hold anything, shape (P,)."""
+        return np.asarray(self.moments["count"] > 0)
+
+    @cached_property
+    def norm(self) -> Array:
+        """Euclidean norm of each row, shape (P,); nan where there is none."""
+        with np.errstate(invalid="ignore"):
+            return np.where(self.present, np.sqrt(self.moments["sum_of_squares"]), np.nan)
+
+
+@dataclass(frozen=True, eq=False)
+class Observation:
+    """One look at a training step.
+
+    Attributes:
+        step: Number of the optimizer step, counted from 1.
+        time: Seconds since the epoch.
+        names: Qualified names, one per row.
+        stage: Where the gradient was read: ``"step"`` in the optimizer's pre-hook, after
+            accumulation, reduction, unscaling and clipping; ``"step, divided by the scale"`` where
+            a fused optimizer unscales by itself; ``"closure"`` at the end of the closure.
+        skipped: The scaler found an overflow: nothing was updated.
+        scale: The loss scale that the fused optimizer divides by; 1 otherwise.
+        every: Interval to the next observation, in steps.
+        seconds: What the previous observation cost.
+        rows: Quantity (``weight``, ``gradient``, ``update``) → statistics. The weight is the one
+            before the step, with which the gradient was computed; the update is what changed.
+        columns: Further numbers, one per parameter, nan where they do not apply: ``lr``; ``lost``,
+            the share of elements with a gradient that did not change; ``defect``, the distance
+            from the declared set.
+        norms: Euclidean norm of the whole gradient at each step after the previous observation
+            up to this one; nan where it was not looked at.
+    """
+
+    step: int
+    time: float
+    names: tuple[str, ...]
+    stage: str = "step"
+    skipped: bool = False
+    scale: float = 1.0
+    every: int = 1
+    seconds: float = 0.0
+    rows: Mapping[str, Rows] = field(default_factory=dict)
+    columns: Mapping[str, Array] = field(default_factory=dict)
+    norms: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    @cached_property
+    def ratio(self) -> Array:
+        """‖update‖ / ‖weight‖ of each parameter, shape (P,); nan where there is no update."""
+        if "update" not in self.rows or "weight" not in self.rows or self.skipped:
+            return np.full(len(self.names), np.nan)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(self.rows["update"].norm / self.rows["weight"].norm)
+
+
+def to_arrays(observation: Observation) -> dict[str, Array]:
+    """The numbers of an observation as named arrays, histograms as (row length, bin, count)."""
+    arrays: dict[str, Array] = {}
+    for quantity, rows in observation.rows.items():
+        for name in MOMENTS:
+            if name != "absmax":  # the larger of max and -min
+                arrays[f"{quantity}.{name}"] = _small(rows.moments[name])
+        if rows.histogram is not None:
+            row, bins = np.nonzero(rows.histogram)
+            lengths = np.bincount(row, minlength=len(rows.histogram))
+            arrays[f"{quantity}.filled"] = lengths.astype(np.uint16)
+            arrays[f"{quantity}.bins"] = bins.astype(np.uint16)
+            arrays[f"{quantity}.counts"] = _small(rows.histogram[row, bins])
+    for name, column in observation.columns.items():
+        arrays[f"column.{name}"] = column.astype(np.float32)
+    arrays["norms"] = observation.norms.astype(np.float32)
+    return arrays
+
+
+def from_arrays(arrays: Mapping[str, Array]) -> tuple[dict[str, Rows], dict[str, Array], Array]:
+    """``rows``, ``columns`` and ``norms`` of the `Observation` that `to_arrays` was given."""
+    rows = {}
+    for quantity in QUANTITIES:
+        if f"{quantity}.count" not in arrays:
+            continue
+        moments = {name: arrays[f"{quantity}.{name}"] for name in MOMENTS if name != "absmax"}
+        moments["absmax"] = np.maximum(0.0, np.maximum(moments["max"], -moments["min"]))
+        histogram = None
+        if f"{quantity}.filled" in arrays:
+            lengths = arrays[f"{quantity}.filled"]
+            histogram = np.zeros((len(lengths), BINS), np.int64)
+            row = np.repeat(np.arange(len(lengths)), lengths)
+            histogram[row, arrays[f"{quantity}.bins"]] = arrays[f"{quantity}.counts"]
+        rows[quantity] = Rows(moments, histogram)
+    columns = {
+        key.removeprefix("column."): value
+        for key, value in arrays.items()
+        if key.startswith("column.")
+    }
+    return rows, columns, arrays["norms"]
+
+
+def _small(values: Array) -> Array:
+    """Counts in the fewest bytes that hold them all; other numbers unchanged."""
+    if values.dtype.kind not in "iu":
+        return values
+    largest = int(values.max(initial=0))
+    return values.astype(np.min_scalar_type(largest))

@@ -1,0 +1,530 @@
+"""`learnables.watch`: look at parameters, consumed gradients and updates while a model trains."""
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, final
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from learnables.entries import Entry, entries
+from learnables.errors import LearnablesError, warn
+from learnables.select import Selector
+from learnables.select import select as pick
+from learnables.watching.alarm import Alarm
+from learnables.watching.alarms import Judge
+from learnables.watching.artifacts import document, images, table
+from learnables.watching.encoding import Array
+from learnables.watching.governor import Governor
+from learnables.watching.gradient import steppable
+from learnables.watching.look import Packed, Part, Wanted, begin, complete, read_gradients
+from learnables.watching.observation import QUANTITIES, Observation
+from learnables.watching.run import Run
+from learnables.watching.sinks.base import Sink
+from learnables.watching.store import Store
+
+OnAlarm: TypeAlias = "Callable[[Alarm], object] | Literal['stop'] | None"
+_Step: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
+
+
+@final
+class AlarmRaised(LearnablesError):  # noqa: N818 - reads as what happened
+    """An alarm of severity error, where ``on_alarm="stop"`` asked for the end of the training."""
+
+
+def watch(
+    model: nn.Module,
+    optimizer: "Optimizer | Iterable[Optimizer]",
+    every: int = 100,
+    to: "str | Path | None" = "runs/run",
+    sinks: Sequence[Sink] = (),
+    *,
+    select: Selector = "*",
+    quantities: Sequence[str] = QUANTITIES,
+    histogram: bool = True,
+    budget: float | None = 0.01,
+    on_alarm: OnAlarm = None,
+    scaler: Any = None,
+    step: int = 0,
+    resume: bool = False,
+) -> "Watcher":
+    """Record what every parameter, its gradient and its update do, while any loop trains.
+
+    It sits on the optimizer's own hooks. What is recorded is the gradient that the optimizer
+    consumes: accumulated, reduced over ranks, unscaled, clipped, whoever did these things. The
+    update is what really changed in the step, projections of `learnables.attach` included, for any
+    optimizer. The numbers are exact, of every element.
+
+    Training is never disturbed: nothing is patched, no random number is drawn, no value is written,
+    and when watching fails (a full disk, a bug of ours) it warns once and ends, and training goes
+    on bit for bit as without it. Under ``torch.compile`` of the model there is no graph break and
+    no recompilation; a step that is itself compiled as a whole cannot be looked into and is not.
+
+    Args:
+        model: The model, bare or wrapped.
+        optimizer: The optimizer, or all of them: a GAN's two, Muon and AdamW, or one for each
+            parameter where optimizers step inside backward. The one that steps most often counts.
+        every: Look at the first step and at every multiple of this many, budget permitting.
+        to: Folder of the run database; None for none. A folder that has one gets another.
+        sinks: Where else the numbers go: `learnables.watching.sinks`.
+        select: Which parameters, as in `learnables.annotate`; of these, those that train.
+        quantities: Which of ``"weight"``, ``"gradient"``, ``"update"``.
+        histogram: Whether to record histograms by sign and exponent.
+        budget: Longest time for watching, as a share of the time for training; looks are put off
+            to keep to it. None for no bound.
+        on_alarm: Called with each alarm; what it raises ends the training. ``"stop"`` raises
+            `AlarmRaised` for those of severity error.
+        scaler: The ``torch.amp.GradScaler``, so that the steps it skips are recorded too where
+            the optimizer is not fused. For the length of the watch its ``step`` is wrapped.
+        step: Optimizer steps that were done before.
+        resume: Continue the newest run of the folder; pass ``step`` too.
+
+    Returns:
+        The watcher: a context manager, or to be ended by ``close()``.
+
+    Raises:
+        LearnablesError: The optimizer steps outside torch's hooks (DeepSpeed), or an argument has
+            no meaning.
+        SelectionError: ``select`` picks nothing.
+        RunError: The folder cannot be written.
+
+    Example:
+        >>> from tempfile import mkdtemp
+        >>> model = nn.Linear(8, 1)
+        >>> optimizer = torch.optim.AdamW(model.parameters())
+        >>> with ln.watch(model, optimizer, every=10, to=mkdtemp(), budget=None) as watcher:
+        ...     for _ in range(20):
+        ...         loss = model(torch.ones(4, 8)).square().mean()
+        ...         loss.backward()
+        ...         optimizer.step()
+        ...         optimizer.zero_grad()
+        ...         watcher.log_scalars(watcher.step, {"loss": loss.item()})
+        >>> [observation.step for observation in watcher.run().observations]
+        [1, 10, 20]
+
+    Cost:
+        A look reads parameters and gradients, copies the parameters, and reads the change; memory
+        for one more copy of them until the step ends. See docs/en/watch.md for measurements.
+    """
+    return Watcher(
+        model,
+        optimizer,
+        every,
+        to,
+        sinks,
+        selector=select,
+        wanted=Wanted(tuple(quantities), histogram),
+        budget=budget,
+        on_alarm=on_alarm,
+        scaler=scaler,
+        step=step,
+        resume=resume,
+    )
+
+
+@final
+class Watcher:
+    """A running `learnables.watch`.
+
+    Attributes:
+        alarms: Every alarm so far.
+        governor: Decides when to look, and knows what that cost.
+        failed: What ended the watching early, or None.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: "Optimizer | Iterable[Optimizer]",
+        every: int,
+        to: "str | Path | None",
+        sinks: Sequence[Sink],
+        *,
+        selector: Selector,
+        wanted: Wanted,
+        budget: float | None,
+        on_alarm: OnAlarm,
+        scaler: Any,
+        step: int,
+        resume: bool,
+    ) -> None:
+        _check(every, wanted, budget)
+        self._model, self._selector, self._wanted = model, selector, wanted
+        self._optimizers = _optimizers(optimizer)
+        self._counts = {id(o): step for o in self._optimizers}
+        self._on_alarm = on_alarm
+        self.alarms: list[Alarm] = []
+        self.failed: BaseException | None = None
+        self.governor = Governor(every, budget)
+        self._judge = Judge()
+        self._unheard: list[Alarm] = []
+        self._waiting: set[int] = set()  # optimizers that the open look has not seen step
+        self._parts: list[Part] = []
+        self._looking_at: int | None = None
+        self._pending: tuple[int, Packed, list[str], list[int]] | None = None
+        self._resumed_at: float | None = None  # when training went on after our last work
+        self._observed = 0
+        self._handles: list[Any] = []
+        self._unwrap: Callable[[], None] = lambda: None
+        self._sinks: list[Sink] = []
+        self._store: Store | None = None
+        self._rows: list[int] = []  # the entries' rows in the database
+        self._entries = self._find()
+        if not _is_writer():
+            return
+        if to is not None:
+            self._store = Store(to, meta={"every": every, "budget": budget}, resume=resume)
+        self._describe()
+        self._sinks = list(sinks)
+        self._handles = [o.register_step_pre_hook(self._before) for o in self._optimizers]
+        if scaler is not None:
+            self._unwrap = _wrap(scaler, self._skipped)
+
+    def __enter__(self) -> "Watcher":
+        """The watcher itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """End the watch."""
+        self.close()
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps so far, those before the watch included."""
+        return max(self._counts.values())
+
+    @property
+    def path(self) -> Path | None:
+        """The run database; None where there is none."""
+        return self._store.path if self._store else None
+
+    def run(self) -> Run:
+        """What was recorded so far, read back from the database.
+
+        Raises:
+            LearnablesError: The watcher writes no database.
+        """
+        if self._store is None:
+            raise LearnablesError("this watcher writes no run database", found="to=None")
+        return Run(self._store.path)
+
+    def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        """Record numbers by name: a loss, an accuracy."""
+        with self._failing_open():
+            plain = {name: float(value) for name, value in values.items()}
+            if self._store:
+                self._store.add_scalars(step, plain)
+            for sink in self._sinks:
+                sink.scalars(step, plain)
+
+    def log_table(self, name: str, array: "Array | Tensor", step: int) -> None:
+        """Record an array, e.g. a confusion matrix or an embedding, as it is at this step."""
+        self._log_artifact(step, name, "table", lambda: table(array))
+
+    def log_images(
+        self, name: str, array: "Array | Tensor", labels: Sequence[str], step: int
+    ) -> None:
+        """Record images, uint8 of shape (N, H, W, C) with C 1 or 3, and one label for each."""
+        self._log_artifact(step, name, "images", lambda: images(array, labels))
+
+    def log_document(self, name: str, value: object, step: int = 0) -> None:
+        """Record a JSON value: the configuration (``"config"``), an audit report (``"audit"``).
+
+        Text that is JSON already, such as what ``report.to_json()`` returns, is kept as it is.
+        """
+        self._log_artifact(step, name, "document", lambda: document(value))
+
+    def close(self) -> None:
+        """End the watch: write what is pending, take the hooks off, say what it cost."""
+        with self._failing_open():
+            self._finish()
+            self._drain()
+            if self._handles and self._observed:
+                print(self._cost(), file=sys.stderr)
+        self._let_go()
+        self._announce()
+
+    # --- inside the optimizer's step --------------------------------------------------------------
+
+    def _before(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> "_Step | None":
+        if torch.compiler.is_compiling() or not self._handles:
+            return None
+        begun = time.perf_counter()
+        if self._resumed_at is not None:
+            self.governor.stepped(begun - self._resumed_at)
+        changed: _Step | None = None
+        with self._failing_open(), torch.no_grad():
+            self._drain()
+            self._counts[id(optimizer)] += 1
+            if self._wants(optimizer):
+                changed = self._look(optimizer, args, kwargs, begun)
+        self._resumed_at = time.perf_counter()
+        self._announce()
+        return changed
+
+    def _wants(self, optimizer: Optimizer) -> bool:
+        """Whether this optimizer's step belongs to a look; opens one where it is time."""
+        key = id(optimizer)
+        if self._looking_at is not None and key not in self._waiting:
+            self._finish()  # somebody steps again, so who is still waited for does not step now
+        ahead = max((n for k, n in self._counts.items() if k != key), default=-1)
+        count = self._counts[key]
+        if self._looking_at is None and count > ahead and self.governor.due(count):
+            self._looking_at, self._waiting = count, set(self._counts)
+            self._entries = self._find()
+            self._describe()
+        return self._looking_at is not None
+
+    def _look(
+        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], begun: float
+    ) -> "_Step | None":
+        part = begin(optimizer, self._entries, self._wanted)
+        self._parts.append(part)
+        handles: list[Any] = []
+
+        def after(optimizer: Optimizer, *_: object) -> None:
+            handles[0].remove()
+            begun = time.perf_counter()
+            with self._failing_open(), torch.no_grad():
+                complete(part, self._wanted)
+                self._waiting.discard(id(optimizer))
+                if not self._waiting:
+                    self._finish()
+            self._resumed_at = time.perf_counter()
+            self.governor.looked(cost + self._resumed_at - begun)
+            self._announce()
+
+        # Registered only now, so that it runs after everybody else's post-hooks: the update then
+        # includes what they project.
+        handles.append(optimizer.register_step_post_hook(after))
+        cost = time.perf_counter() - begun
+        return self._read_in_closure(part, args, kwargs)
+
+    def _read_in_closure(
+        self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> "_Step | None":
+        """Where the optimizer calls for its gradients itself, read them when they are there."""
+        at = next((i for i, a in enumerate(args[1:], 1) if callable(a)), None)
+        closure = kwargs.get("closure") if at is None else args[at]
+        if closure is None:
+            return None
+
+        def wrapped() -> Any:
+            loss = closure()
+            with self._failing_open(), torch.no_grad():
+                read_gradients(part, self._wanted)
+                part.stage = "closure"
+            return loss
+
+        if at is None:
+            return args, {**kwargs, "closure": wrapped}
+        return (*args[:at], wrapped, *args[at + 1 :]), kwargs
+
+    def _skipped(self, optimizer: Optimizer) -> None:
+        """The scaler did not call the optimizer's step."""
+        if id(optimizer) in self._counts:
+            self._counts[id(optimizer)] += 1
+
+    def _finish(self) -> None:
+        """Pack the open look and send it on its way to the host."""
+        if self._looking_at is not None and self._parts:
+            self._drain(wait=True)
+            packed = Packed(self._parts, len(self._entries))
+            names = [entry.name for entry in self._entries]
+            self._pending = (self._looking_at, packed, names, self._rows)
+        self._looking_at, self._parts, self._waiting = None, [], set()
+        self._drain()
+
+    def _drain(self, wait: bool = False) -> None:
+        """Write the look that has arrived on the host, if one has."""
+        if self._pending is None or not (wait or self._pending[1].ready):
+            return
+        (step, packed, names, which), self._pending = self._pending, None
+        rows, columns, skipped, scale = packed.read()
+        observation = Observation(
+            step=step,
+            time=time.time(),
+            names=tuple(names),
+            stage=packed.stage,
+            skipped=skipped,
+            scale=scale,
+            every=self.governor.every,
+            seconds=self.governor.spent,
+            rows=rows,
+            columns=columns,
+            norms=np.zeros(0, np.float32),
+        )
+        self._observed += 1
+        if self._store:
+            self._store.add_observation(observation, which)
+        for sink in self._sinks:
+            sink.observation(observation)
+        self._raise(self._judge(observation))
+
+    # --- alarms, failures, the end ----------------------------------------------------------------
+
+    def _raise(self, alarms: Iterable[Alarm]) -> None:
+        for alarm in alarms:
+            self.alarms.append(alarm)
+            self._unheard.append(alarm)
+            if self._store:
+                self._store.add_alarm(alarm)
+            for sink in self._sinks:
+                sink.alarm(alarm)
+
+    def _announce(self) -> None:
+        """Tell the caller's function; outside the guard, because what it raises is meant.
+
+        Raises:
+            AlarmRaised: It is an error, and the caller said "stop".
+        """
+        unheard, self._unheard = self._unheard, []
+        for alarm in unheard:
+            if self._on_alarm == "stop":
+                if alarm.severity == "error":
+                    raise AlarmRaised(**alarm.parts())
+            elif self._on_alarm is not None:
+                self._on_alarm(alarm)
+
+    @contextlib.contextmanager
+    def _failing_open(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        if self.failed is not None:
+            return
+        self.failed = error
+        with contextlib.suppress(Exception):
+            self._let_go()
+        try:
+            warn(
+                "watching has failed and is off; training goes on as without it",
+                where=f"step {self.step}",
+                found=f"{type(error).__name__}: {error}",
+            )
+        except Warning as warning:  # `-W error` is no wish to lose a training to its watcher
+            print(warning, file=sys.stderr)
+
+    def _let_go(self) -> None:
+        handles, self._handles = self._handles, []
+        for handle in handles:
+            handle.remove()
+        self._unwrap()
+        self._looking_at, self._parts, self._pending = None, [], None
+        sinks, self._sinks = self._sinks, []
+        for sink in sinks:
+            sink.close()
+        if self._store:
+            self._store.close()
+
+    def _log_artifact(self, step: int, name: str, kind: str, make: Callable[[], bytes]) -> None:
+        data = make()  # a wrong argument is the caller's mistake, and he should hear of it
+        with self._failing_open():
+            if self._store and self.failed is None:
+                self._store.add_artifact(step, name, kind, data)
+
+    def _cost(self) -> str:
+        governor = self.governor
+        share = f"{governor.overhead:.2%} of the training time" if governor.elapsed else "no step"
+        limit = "" if governor.budget is None else f" (budget {governor.budget:.2%})"
+        return (
+            f"watch: {self._observed} looks in {self.step} steps, asked for every "
+            f"{governor.every}; cost {share}{limit}; {self.path or 'no database'}"
+        )
+
+    # --- who is watched ---------------------------------------------------------------------------
+
+    def _find(self) -> list[Entry]:
+        held = {p for o in self._optimizers for group in o.param_groups for p in group["params"]}
+        every = [e for e in entries(self._model) if e.trainable or e.param in held]
+        found = list(pick(every, self._selector))
+        return [Entry(e.param, e.places, i) for i, e in enumerate(found)]
+
+    def _describe(self) -> None:
+        if self._store:
+            self._rows = self._store.add_parameters([_facts(entry) for entry in self._entries])
+
+
+def _is_writer() -> bool:
+    distributed = torch.distributed
+    return not (
+        distributed.is_available() and distributed.is_initialized() and distributed.get_rank()
+    )
+
+
+def _optimizers(optimizer: "Optimizer | Iterable[Optimizer]") -> list[Optimizer]:
+    if isinstance(optimizer, Mapping):
+        optimizer = optimizer.values()
+    many = isinstance(optimizer, Iterable) and not hasattr(optimizer, "param_groups")
+    return [steppable(o) for o in (optimizer if many else [optimizer])]  # type: ignore[union-attr]
+
+
+def _facts(entry: Entry) -> dict[str, object]:
+    policy = {}
+    for place in reversed(entry.places):
+        for statement in (place.note.declared, *place.note.annotated):
+            if statement is not None:
+                policy.update({k: repr(v) for k, v in statement.fields.items()})
+                policy["at"] = statement.at
+    return {
+        "name": entry.name,
+        "names": list(entry.names),
+        "shape": list(entry.shape),
+        "dtype": str(entry.dtype).removeprefix("torch."),
+        "device": str(entry.param.device),
+        "numel": entry.param.numel(),
+        "trainable": entry.trainable,
+        "policy": policy,
+    }
+
+
+def _wrap(scaler: Any, skipped: Callable[[Optimizer], None]) -> Callable[[], None]:
+    """Have ``skipped`` called when ``scaler.step`` does not step; returns how to undo that."""
+    original = scaler.step
+
+    def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        inner = steppable(optimizer)
+        stepped: list[object] = []
+        handle = inner.register_step_pre_hook(lambda *_: stepped.append(True))
+        try:
+            result = original(optimizer, *args, **kwargs)
+        finally:
+            handle.remove()
+        if not stepped:
+            skipped(inner)
+        return result
+
+    scaler.step = step
+
+    def undo() -> None:
+        scaler.__dict__.pop("step", None)
+
+    return undo
+
+
+def _check(every: int, wanted: Wanted, budget: float | None) -> None:
+    unknown = [q for q in wanted.quantities if q not in QUANTITIES]
+    if unknown or not wanted.quantities:
+        raise LearnablesError(
+            "there is no such quantity to watch",
+            found=f"quantities={wanted.quantities!r}",
+            wanted=f"some of {QUANTITIES!r}",
+        )
+    if every < 1:
+        raise LearnablesError("an interval is at least one step", found=f"every={every}")
+    if budget is not None and not budget > 0:
+        raise LearnablesError(
+            "a budget is a positive share of the training time, or None",
+            found=f"budget={budget}",
+            wanted="budget=0.01",
+        )

@@ -1,0 +1,44 @@
+import numpy as np
+import pytest
+
+from learnables.errors import RunError
+from learnables.watching.run import Run
+from learnables.watching.store import Store
+
+
+def test_what_is_written_is_read(tmp_path):
+    store = Store(tmp_path, meta={"note": "x"})
+    store.add_scalars(1, {"loss": 2.0, "odd": float("nan")})
+    store.add_scalars(3, {"loss": 1.0})
+    run = Run(tmp_path)  # while it is being written
+    assert run.scalars["loss"].steps.tolist() == [1, 3]
+    assert np.isnan(run.scalars["odd"].values[0])
+    store.close()
+    assert Run(tmp_path).meta["note"] == "x"
+    assert not run.damage
+
+
+def test_two_writers_in_one_folder_get_a_file_each(tmp_path):
+    first, second = Store(tmp_path), Store(tmp_path)
+    assert first.path != second.path
+    first.add_scalars(1, {"a": 1.0})
+    second.add_scalars(1, {"a": 2.0})
+    assert Run(first.path).scalars["a"].values[0] == 1.0
+    assert Run(tmp_path).scalars["a"].values[0] == 2.0
+
+
+def test_a_resumed_run_reads_as_one(tmp_path):
+    first = Store(tmp_path)
+    for step in (1, 2, 3, 4):
+        first.add_scalars(step, {"a": step})
+    first.close()
+    second = Store(tmp_path, resume=True)
+    for step in (3, 4, 5):
+        second.add_scalars(step, {"a": 10 * step})
+    second.close()
+    assert Run(tmp_path).scalars["a"].values.tolist() == [1, 2, 30, 40, 50]
+
+
+def test_a_folder_without_a_run_is_an_error(tmp_path):
+    with pytest.raises(RunError, match="holds no run"):
+        Run(tmp_path)
