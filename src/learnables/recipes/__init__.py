@@ -1,0 +1,1 @@
+"""Complete training jobs that use the whole library; what `learnables train …` runs."""
