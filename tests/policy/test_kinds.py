@@ -51,7 +51,15 @@ def hand_written(name: str, *shape: int) -> str:
         ("layer_scale", (8, 1, 1), "scale"),
         ("freqs", (2, 4, 4), "frequency"),
         ("codebook", (16, 8), "codebook"),
+        ("rel_pos_w", (27, 8), "relative position"),
+        ("height_rel", (23, 32), "relative position"),
+        ("compress_ape", (16, 8), "position"),
+        ("seg_embed", (2, 4, 8), "marker"),
+        ("D", (2, 8), "state space"),
+        ("pad_up", (1, 4, 3, 8, 8), "broadcast"),
+        ("w_g", (8, 1), "broadcast"),
         ("q_bias", (8,), "bias"),
+        ("bias_u", (4, 8), "bias"),
         ("anything", (8,), "vector"),
         ("anything", (1, 8, 1), "broadcast"),
         ("weight", (8, 8), "matrix (decays)"),
@@ -100,6 +108,21 @@ def test_a_list_of_prompts_is_named_by_its_list() -> None:
     model = nn.Module()
     model.prompts = nn.ParameterList([nn.Parameter(torch.zeros(4, 8)) for _ in range(2)])
     assert decayed(model) == set()
+
+
+def test_a_name_that_says_nothing_is_what_its_module_is_called() -> None:
+    class Table(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(5, 8))
+
+    model = nn.ModuleDict({"position_embedding": Table(), "query": Table(), "pos_proj": Table()})
+    assert decayed(model) == {"query.weight", "pos_proj.weight"}
+
+
+def test_the_magnitude_of_weight_norm_is_a_vector_and_its_direction_a_matrix() -> None:
+    layer = nn.utils.parametrizations.weight_norm(nn.Conv1d(4, 4, 3))
+    assert decayed(layer) == {"parametrizations.weight.original1"}
 
 
 def test_a_parametrized_weight_is_still_a_weight() -> None:

@@ -37,24 +37,23 @@ NORM = Kind("norm", False, "timm, nanoGPT, big_vision")
 BIAS = Kind("bias", False, "timm, nanoGPT, big_vision")
 VECTOR = Kind("vector", False, "timm, nanoGPT: fewer than two dimensions")
 BROADCAST = Kind("broadcast", False, "a vector with dimensions of size 1, hence as a vector")
+COLOUR = Kind("colour transform", False, "no library has it; better toward the identity")
+RELATIVE = Kind("relative position", False, "Swin, timm mvitv2")
+POSITION = Kind("position", False, "timm, big_vision")
 ACTIVATION = Kind("activation", False, "PReLU (He et al. 2015): decay pulls it toward ReLU")
 
 # Names that say "I am a matrix", whatever other word is in them: gate_proj, query_weight, w1.
-_SAYS_MATRIX = re.compile(r"weight|kernel|proj|expert|(^|_)(w\d*|fc\d*|up|down)(_|$)|filter")
+_SAYS_MATRIX = re.compile(r"weight|kernel|proj|expert|filter")
+_HINTS_MATRIX = re.compile(r"(^|_)(w\d*|fc\d*|up|down)(_|$)")
+_SAYS_NOTHING = re.compile(r"^(weights?|embeddings?|table|values?|data|params?|tensor)$")
 
 # (what people write, the kind); the first match counts. Searched in the lower-case local name, or
 # in the name of the module for an nn.Embedding called e.g. pos_embed.
 _NAMES: tuple[tuple[str, Kind], ...] = (
     (r"lora|vera_|hada|lokr", LOW_RANK),
-    (
-        r"colou?r|lut(_|\d|$)|ccm",
-        Kind("colour transform", False, "no library has it; toward identity"),
-    ),
-    (
-        r"rel(ative)?_?(pos|bias|att)|rel_[hw]|attention_bias",
-        Kind("relative position", False, "Swin, timm mvitv2"),
-    ),
-    (r"pos(ition)?(al)?(_|\d|$|emb|enc)|(^|_)pe$|wpe", Kind("position", False, "timm, big_vision")),
+    (r"colou?r|lut(_|\d|$)|ccm", COLOUR),
+    (r"rel(ative)?_?(pos|bias|att)|rel_[hw]|(^|_)rel(_|$)|attention_bias", RELATIVE),
+    (r"pos(ition)?(al)?(_|\d|$|emb|enc)|(^|_)a?pe$|wpe", POSITION),
     (r"freq|omega|(^|_)theta|rope", Kind("frequency", False, "timm eva: rope in no_weight_decay")),
     (
         r"(cls|class|dist|distill|reg|register|mask|null|pad|sep|bos|eos|special|storage|marker|gist"
@@ -71,13 +70,13 @@ _NAMES: tuple[tuple[str, Kind], ...] = (
         Kind("query", False, "as tokens; DETR, Perceiver"),
     ),
     (
-        r"(type|level|view|segment|modality|task|lang|time|step|frame|layer)s?_?emb",
+        r"(type|level|view|seg(ment)?|modality|task|lang|time|step|frame|layer)s?_?emb",
         Kind("marker", False, "as positions; Deformable DETR level_embed"),
     ),
     (r"sinks?(_|$)", Kind("attention sink", False, "as biases")),
     (r"modulation|scale_shift|ada_?ln|shift_table", Kind("modulation table", False, "PixArt")),
     (
-        r"a_?log|dt_|(^|_)time_(dec|first|mix|maa|faa|std)|log_dt|_decay$",
+        r"a_?log|^d$|dt_|(^|_)time_(dec|first|mix|maa|faa|std)|log_dt|_decay$",
         Kind("state space", False, "Mamba: _no_weight_decay"),
     ),
     (r"mix|lambda|hyper_|talking|layer_w", Kind("mixing", False, "modded-nanogpt: wd_mul 0")),
@@ -115,7 +114,8 @@ def kind_of(entry: Entry) -> Kind:
     """
     owner, shape = entry.owner, entry.shape
     local, context = _effective_names(entry)
-    stock = type(owner).__module__.startswith("torch.nn.")
+    home = type(owner).__module__  # a container of torch's holds what somebody else wrote
+    stock = home.startswith("torch.nn.modules.") and not home.endswith((".container", ".module"))
     if isinstance(owner, NORMS) or ("norm" in type(owner).__name__.lower() and len(shape) <= 1):
         return NORM
     if isinstance(owner, nn.PReLU):
@@ -127,11 +127,13 @@ def kind_of(entry: Entry) -> Kind:
     named = None if stock and local in ("weight", "bias") else _by_name(local)
     if named is not None and (named.decays or len(shape) >= 2):
         return named
-    if local.endswith("bias") or local in ("b", "beta"):
+    if _SAYS_NOTHING.match(local) and (named := _by_name(context)) in (POSITION, RELATIVE):
+        return named
+    if re.search(r"(^|_)bias(_|\d|$)", local) or local in ("b", "beta"):
         return BIAS
     if len(shape) <= 1:
         return named or VECTOR
-    if 1 in shape and not _SAYS_MATRIX.search(local):
+    if 1 in shape and not _SAYS_MATRIX.search(local) and not stock:
         return BROADCAST
     if sum(size > 1 for size in shape) <= 1 and not stock:
         return BROADCAST
@@ -164,10 +166,9 @@ def _effective_names(entry: Entry) -> tuple[str, str]:
 
 
 def _by_name(name: str) -> Kind | None:
-    matrix = _SAYS_MATRIX.search(name) is not None
-    for pattern, kind in _COMPILED:
-        if pattern.search(name) and (
-            not matrix or kind is LOW_RANK or kind.name == "colour transform"
-        ):
-            return kind
-    return None
+    believed = [LOW_RANK, COLOUR]  # whatever else the name says
+    if not _SAYS_MATRIX.search(name):
+        believed += [RELATIVE, POSITION]
+        if not _HINTS_MATRIX.search(name):
+            believed += KINDS
+    return next((k for pattern, k in _COMPILED if k in believed and pattern.search(name)), None)
