@@ -8,13 +8,18 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it. Resolved on first use (PEP 562), so that
 # `import learnables` costs nothing and imports nothing but this file.
 _HOME = {
+    "Intent": "learnables.auditing.intent",
+    "Loaded": "learnables.auditing.intent",
     "annotate": "learnables.declare",
     "attach": "learnables.policy.attach",
+    "audit": "learnables.auditing.run",
     "inventory": "learnables.policy.table",
     "load_checkpoint": "learnables.runtime.checkpoint",
+    "observe": "learnables.auditing.run",
     "param_groups": "learnables.policy.groups",
     "parameter": "learnables.declare",
     "save_checkpoint": "learnables.runtime.checkpoint",
+    "silence": "learnables.auditing.silence",
     "statistics": "learnables.stats",
     "watch": "learnables.watching.recorder",
     "write_html": "learnables.report.html",
@@ -24,6 +29,11 @@ _PACKAGES = ("init", "nn", "sets")
 __all__ = [*_HOME, *_PACKAGES]
 
 if TYPE_CHECKING:
+    from learnables.auditing.intent import Intent as Intent
+    from learnables.auditing.intent import Loaded as Loaded
+    from learnables.auditing.run import audit as audit
+    from learnables.auditing.run import observe as observe
+    from learnables.auditing.silence import silence as silence
     from learnables.declare import annotate as annotate
     from learnables.declare import parameter as parameter
     from learnables.policy.attach import attach as attach

@@ -1,12 +1,15 @@
 """Every private or version-dependent torch name that we use, behind a plain one of ours."""
 
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules import activation, batchnorm, conv, instancenorm, normalization, rnn
 from torch.nn.modules import module as _module
+from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
 
 NORMS = (
     normalization.LayerNorm,
@@ -112,3 +115,82 @@ def distribute_like(value: Tensor, like: Tensor) -> Tensor:
         src_data_rank=None,  # nothing to send
     )
     return sharded
+
+
+INTERNALS_OF_MODULES = frozenset(nn.Module().__dict__)
+"""Names in the ``__dict__`` of every module: registries, hooks, flags."""
+
+
+def is_uninitialised(x: Tensor) -> bool:
+    """Whether ``x`` is a lazy parameter that has no shape yet."""
+    return isinstance(x, UninitializedTensorMixin)
+
+
+def parts_of(x: Tensor) -> list[Tensor]:
+    """The strided tensors that hold the memory of ``x``: itself, its shard, sparse components."""
+    x = local(x)
+    if x.layout is torch.strided:
+        return [x] if hasattr(x, "untyped_storage") and not _is_fake(x) else []
+    if x.layout is torch.sparse_coo:
+        return [x._indices(), x._values()]
+    if x.layout in (torch.sparse_csr, torch.sparse_bsr):
+        return [x.crow_indices(), x.col_indices(), x.values()]
+    return []
+
+
+def _is_fake(x: Tensor) -> bool:
+    fake = sys.modules.get("torch._subclasses.fake_tensor")
+    return fake is not None and isinstance(x, fake.FakeTensor)
+
+
+def on_optimizer_step(before: Callable[..., Any], after: Callable[..., Any]) -> Callable[[], None]:
+    """Call ``before`` and ``after`` around the step of every optimizer; returns how to stop."""
+    from torch.optim import optimizer
+
+    first = optimizer.register_optimizer_step_pre_hook(before)
+    second = optimizer.register_optimizer_step_post_hook(after)
+
+    def stop() -> None:
+        first.remove()
+        second.remove()
+
+    return stop
+
+
+def on_module_forward(before: Callable[[nn.Module], None]) -> Callable[[], None]:
+    """Call ``before(module)`` ahead of every module's forward; returns how to stop."""
+    hook = _module.register_module_forward_pre_hook(lambda module, _: before(module))
+    stop: Callable[[], None] = hook.remove
+    return stop
+
+
+def clip_module() -> Any:
+    """The module in which ``clip_grad_norm_`` looks up its parts."""
+    from torch.nn.utils import clip_grad
+
+    return clip_grad
+
+
+def leaves_of(roots: Any) -> dict[int, Tensor]:
+    """Identity → leaf tensor, for every leaf in the graphs of ``roots``."""
+    roots = [roots] if isinstance(roots, Tensor) else list(roots)
+    found = {id(x): x for x in roots if x.requires_grad and x.grad_fn is None}
+    stack = [x.grad_fn for x in roots if x.grad_fn is not None]
+    seen = set(stack)
+    while stack:
+        node = stack.pop()
+        if node.name() == "torch::autograd::AccumulateGrad":
+            found[id(node.variable)] = node.variable
+        for parent, _ in node.next_functions:
+            if parent is not None and parent not in seen:
+                seen.add(parent)
+                stack.append(parent)
+    return found
+
+
+def without_compiling() -> AbstractContextManager[Any]:
+    """Inside, compiled functions run as plain Python; what was compiled stays compiled."""
+    if "torch._dynamo.eval_frame" not in sys.modules:
+        return nullcontext()
+    stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
+    return stance

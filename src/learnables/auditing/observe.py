@@ -1,0 +1,603 @@
+"""Watch a training loop from inside a ``with``: what it does, in order, and what that changes.
+
+Everything here is undone when the ``with`` is left: the wrapped methods of torch's classes, the
+global hooks, the function mode. Nothing is installed on import.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from learnables._torch import (
+    clip_module,
+    is_dtensor,
+    is_uninitialised,
+    leaves_of,
+    local,
+    on_module_forward,
+    on_optimizer_step,
+    on_parameter_registration,
+)
+from learnables.auditing.evidence import Amount, Event, EventKind, Held, Look, Phase, amount_of
+from learnables.auditing.memory import checksum
+from learnables.auditing.patches import Patches
+from learnables.auditing.places import users_line
+from learnables.auditing.survey import Survey
+from learnables.entries import Entry
+
+SNAPSHOT_BUDGET = 2 << 30
+
+
+class Observer:
+    """Collects events and looks while its ``with`` is open.
+
+    Args:
+        survey: Who takes part; optimizers that show up later are added to it.
+        budget: Bytes of rolling copies; values beyond are compared by checksum.
+        on_boundary: For loops that do not call `begin` and `end` themselves: called when the first
+            thing after an optimizer step happens.
+        on_event: Called after each event.
+    """
+
+    def __init__(
+        self,
+        survey: Survey,
+        *,
+        budget: int = SNAPSHOT_BUDGET,
+        on_boundary: Callable[[], None] | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self.survey = survey
+        self.events: list[Event] = []
+        self.iteration = 0
+        self.losses: list[float | None] = []
+        self.called: dict[int, set[tuple[bool, bool]]] = {}
+        self.slots: list[_Slot] = []
+        self._budget = budget
+        self._on_boundary = on_boundary
+        self._on_event = on_event
+        self._patches = Patches()
+        self._open_backward: dict[Tensor, Amount] | None = None
+        self._inside_step: Event | None = None
+        self._inside: set[str] = set()
+        self._scaled: dict[int, Tensor] = {}
+        self._pending: dict[int, Tensor] = {}
+        self._backwards = 0
+        self._steps = 0
+        things: list[Entry | Held] = [*survey.entries, *survey.held]
+        for thing in things:
+            self._watch(thing)
+
+    # -- opening and closing --------------------------------------------------------------------
+
+    def __enter__(self) -> "Observer":
+        """Install the patches."""
+        try:
+            self._install()
+        except BaseException:
+            self._patches.undo()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Take the patches off again."""
+        self._patches.undo()
+
+    def _install(self) -> None:
+        patches = self._patches
+        patches.on_exit(on_optimizer_step(self._before_step, self._after_step))
+        patches.on_exit(on_parameter_registration(self._registered).remove)
+        patches.on_exit(on_module_forward(self._called))
+        patches.wrap(torch.autograd, "backward", self._wrap_backward)
+        patches.wrap(torch.autograd, "grad", self._wrap_grad)
+        patches.wrap(Optimizer, "zero_grad", self._wrap_zero_grad)
+        patches.wrap(Optimizer, "__init__", self._wrap_new_optimizer)
+        patches.wrap(nn.Module, "zero_grad", self._wrap_zero_grad)
+        patches.wrap(nn.Module, "load_state_dict", self._wrap_load)
+        patches.wrap(nn.Module, "to_empty", self._wrap_to_empty)
+        patches.wrap(clip_module(), "_clip_grads_with_norm_", self._wrap_clip_norm)
+        patches.wrap(torch.nn.utils, "clip_grad_value_", self._wrap_clip_value)
+        for name in ("scale", "unscale_", "step", "update"):
+            wrap = getattr(self, f"_wrap_scaler_{name.rstrip('_')}")
+            patches.wrap(torch.amp.GradScaler, name, wrap)
+        for kind in _with_own_step(LRScheduler):
+            patches.wrap(kind, "step", self._wrap_schedule)
+
+    # -- iterations -----------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """A new iteration starts: take the values as they are now."""
+        self._backwards = self._steps = 0
+        for slot in self.slots:
+            slot.begin()
+
+    def end(self, loss: Any = None) -> None:
+        """The iteration is over; ``loss`` is what it returned."""
+        for slot in self.slots:
+            slot.compare(slot.late_phase(self._backwards))
+            slot.end()
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self.losses.append(float(loss.detach()))
+        else:
+            self.losses.append(float(loss) if isinstance(loss, (int, float)) else None)
+        self._scaled.clear()
+        self._backwards = self._steps = 0
+        self.iteration += 1
+
+    @property
+    def has_open_iteration(self) -> bool:
+        """Something was observed since the last `end`."""
+        return bool(self._backwards or self._steps)
+
+    def looks(self) -> dict[Entry | Held, tuple[Look, ...]]:
+        """For each watched thing, one look per iteration."""
+        return {slot.thing: tuple(slot.looks) for slot in self.slots}
+
+    def _watch(self, thing: Entry | Held) -> None:
+        tensor = thing.param if isinstance(thing, Entry) else thing.tensor
+        if is_uninitialised(tensor) or tensor.device.type == "meta":
+            return
+        size = tensor.numel() * tensor.element_size()
+        copied = size <= self._budget
+        self._budget -= size if copied else 0
+        self.slots.append(_Slot(thing, tensor, copied=copied))
+
+    # -- events ---------------------------------------------------------------------------------
+
+    def _event(
+        self,
+        kind: EventKind,
+        subject: Any = None,
+        params: Iterable[Tensor] = (),
+        arrived: Mapping[Tensor, Amount] | None = None,
+        **details: Any,
+    ) -> Event:
+        event = Event(
+            len(self.events),
+            self.iteration,
+            kind,
+            users_line(),
+            subject,
+            tuple(params),
+            arrived or {},
+            {**details, "inside_step": self._inside_step},
+        )
+        self.events.append(event)
+        if self._on_event is not None:
+            self._on_event(event)
+        return event
+
+    def _boundary(self) -> None:
+        """Something happens that belongs to the next iteration if a step is already behind us."""
+        if self._on_boundary is not None and self._steps and self._inside_step is None:
+            self._on_boundary()
+
+    def _wrap_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
+            if self._open_backward is not None:  # re-entrant: a checkpoint recomputes inside
+                with _Arrivals(leaves_of(tensors), self._open_backward):
+                    return original(tensors, *args, **kwargs)
+            self._boundary()
+            roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+            cleared = [p for p in self._pending.values() if _is_cleared(p)]
+            leaves = leaves_of(roots)
+            if not self._backwards:
+                for slot in self.slots:
+                    slot.compare("forward")
+            self._backwards += 1
+            arrived: dict[Tensor, Amount] = {}
+            self._open_backward = arrived
+            try:
+                with _Arrivals(leaves, arrived):
+                    result = original(tensors, *args, **kwargs)
+            finally:
+                self._open_backward = None
+            for slot in self.slots:
+                slot.after_backward(leaves, arrived)
+            for p in cleared:
+                self._pending.pop(id(p), None)
+            self._pending.update({id(p): p for p in arrived})
+            self._event(
+                "backward",
+                params=leaves.values(),
+                arrived=arrived,
+                cleared_before=tuple(cleared),
+                roots=tuple(root.grad_fn.name() if root.grad_fn else "" for root in roots),
+                loss=float(roots[0].detach()) if roots and roots[0].numel() == 1 else None,
+                scaled=any(id(root) in self._scaled for root in roots),
+            )
+            return result
+
+        return backward
+
+    def _wrap_grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def grad(outputs: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            wanted = [inputs] if isinstance(inputs, Tensor) else list(inputs)
+            result = original(outputs, inputs, *args, **kwargs)
+            self._event("grad", params=[x for x in wanted if x.is_leaf])
+            return result
+
+        return grad
+
+    def _wrap_zero_grad(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def zero_grad(subject: Any, *args: Any, **kwargs: Any) -> Any:
+            self._boundary()
+            params = [p for p in _params_of(subject) if p.grad is not None]
+            result = original(subject, *args, **kwargs)
+            for p in params:
+                self._pending.pop(id(p), None)
+            self._event("zero_grad", subject, params)
+            return result
+
+        return zero_grad
+
+    def _wrap_new_optimizer(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def __init__(optimizer: Optimizer, *args: Any, **kwargs: Any) -> None:  # noqa: N807
+            original(optimizer, *args, **kwargs)
+            at = users_line()
+            name = f"the {type(optimizer).__name__} built at {at}"
+            self.survey.add_optimizer(optimizer, name, given=False)
+            self._event("optimizer", optimizer, _params_of(optimizer))
+
+        return __init__
+
+    def _wrap_load(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def load_state_dict(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            result = original(module, *args, **kwargs)
+            self._event("load", module, module.parameters(), result=result)
+            return result
+
+        return load_state_dict
+
+    def _wrap_to_empty(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def to_empty(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            result = original(module, *args, **kwargs)
+            self._event("to_empty", module, module.parameters())
+            return result
+
+        return to_empty
+
+    def _wrap_clip_norm(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def clip(parameters: Any, max_norm: float, total_norm: Tensor, *args: Any) -> Any:
+            params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+            result = original(params, max_norm, total_norm, *args)
+            norm = float(total_norm) if isinstance(total_norm, Tensor) else total_norm
+            self._event("clip", params=params, max_norm=float(max_norm), norm=norm)
+            return result
+
+        return clip
+
+    def _wrap_clip_value(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def clip_grad_value_(parameters: Any, clip_value: float, *args: Any, **kw: Any) -> None:
+            params = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+            original(params, clip_value, *args, **kw)
+            self._event("clip", params=params, max_value=float(clip_value))
+
+        return clip_grad_value_
+
+    def _wrap_scaler_scale(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def scale(scaler: Any, outputs: Any) -> Any:
+            result = original(scaler, outputs)
+            self._file_scaler(scaler)
+            if scaler.is_enabled():
+                for x in [result] if isinstance(result, Tensor) else list(result):
+                    self._scaled[id(x)] = x
+                self._event("scale", scaler, factor=scaler.get_scale())
+            return result
+
+        return scale
+
+    def _wrap_scaler_unscale(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def unscale_(scaler: Any, optimizer: Optimizer) -> Any:
+            result = original(scaler, optimizer)
+            self._file_scaler(scaler)
+            if scaler.is_enabled():
+                self._event("unscale", scaler, _params_of(optimizer), optimizer=optimizer)
+            return result
+
+        return unscale_
+
+    def _wrap_scaler_step(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def step(scaler: Any, optimizer: Optimizer, *args: Any, **kwargs: Any) -> Any:
+            before = len(self.happened("step"))
+            self._inside.add("scaler")
+            try:
+                result = original(scaler, optimizer, *args, **kwargs)
+            finally:
+                self._inside.discard("scaler")
+            self._file_scaler(scaler)
+            skipped = len(self.happened("step")) == before
+            if scaler.is_enabled():
+                self._steps += 1
+                self._event(
+                    "scaler_step",
+                    scaler,
+                    _params_of(optimizer),
+                    optimizer=optimizer,
+                    skipped=skipped,
+                    factor=scaler.get_scale(),
+                )
+            return result
+
+        return step
+
+    def _wrap_scaler_update(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def update(scaler: Any, *args: Any, **kwargs: Any) -> Any:
+            result = original(scaler, *args, **kwargs)
+            if scaler.is_enabled():
+                self._event("scaler_update", scaler, factor=scaler.get_scale())
+            return result
+
+        return update
+
+    def _wrap_schedule(self, original: Callable[..., Any]) -> Callable[..., Any]:
+        def step(scheduler: Any, *args: Any, **kwargs: Any) -> Any:
+            outermost = "schedule" not in self._inside
+            self._inside.add("schedule")
+            try:
+                result = original(scheduler, *args, **kwargs)
+            finally:
+                if outermost:
+                    self._inside.discard("schedule")
+            if outermost:
+                if all(scheduler is not s for s in self.survey.schedulers):
+                    self.survey.schedulers.append(scheduler)
+                groups = getattr(getattr(scheduler, "optimizer", None), "param_groups", ())
+                self._event("schedule", scheduler, lrs=tuple(float(g["lr"]) for g in groups))
+            return result
+
+        return step
+
+    def happened(self, kind: EventKind) -> list[Event]:
+        """Events of one kind so far."""
+        return [event for event in self.events if event.kind == kind]
+
+    def _file_scaler(self, scaler: Any) -> None:
+        if all(scaler is not s for s in self.survey.scalers):
+            self.survey.scalers.append(scaler)
+
+    # -- hooks ----------------------------------------------------------------------------------
+
+    def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
+        self.survey.add_optimizer(
+            optimizer, f"the {type(optimizer).__name__} stepped at {users_line()}", given=False
+        )
+        closure = kwargs.get("closure") or next(iter(args[1:]), None)
+        if not callable(closure):
+            self._consume(optimizer)
+            return None
+
+        def observed() -> Any:
+            loss = closure()
+            if not done:
+                done.append(True)
+                self._consume(optimizer, self._inside_step)
+            return loss
+
+        done: list[bool] = []
+        self._inside_step = self._step_event(optimizer)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": observed}
+        return tuple(observed if a is closure else a for a in args), kwargs
+
+    def _step_event(self, optimizer: Optimizer) -> Event:
+        params = _params_of(optimizer)
+        lrs = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
+        return self._event("step", optimizer, params, lrs={k: float(v) for k, v in lrs.items()})
+
+    def _consume(self, optimizer: Optimizer, event: Event | None = None) -> None:
+        """Take what lies in ``.grad`` now, and the values before the step."""
+        found_inf = getattr(optimizer, "found_inf", None)
+        if isinstance(found_inf, Tensor) and bool(found_inf):  # a fused step that AMP makes void
+            return
+        held = {id(p) for p in _params_of(optimizer)}
+        scale = getattr(optimizer, "grad_scale", None)
+        for slot in self.slots:
+            slot.compare(slot.late_phase(self._backwards))
+            slot.before_step(held, float(scale) if isinstance(scale, Tensor) else 1.0)
+        event = event or self._step_event(optimizer)
+        self._steps += 1
+        self._inside_step = event
+        for slot in self.slots:
+            if id(slot.tensor) in held:
+                slot.lr = event.details["lrs"][id(slot.tensor)]
+
+    def _after_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> None:
+        self._inside_step = None
+        for slot in self.slots:
+            if slot.stepped_now:
+                slot.stepped_now = False
+                slot.compare("step")
+
+    def _registered(self, module: nn.Module, name: str, param: Tensor | None) -> None:
+        old = module._parameters.get(name)
+        if param is not None and old is not param and "forward" not in self._inside:
+            self._event("register", module, [param], name=name, old=old)
+
+    def _called(self, module: nn.Module) -> None:
+        if torch.is_grad_enabled() and module.training:
+            self._boundary()
+        mode = (torch.is_grad_enabled(), module.training)
+        self.called.setdefault(id(module), set()).add(mode)
+        if any(module is w for w in self.survey.wrappers):
+            self._event("forward", module)
+
+
+class _Arrivals:
+    """Hooks on leaves for the length of one backward; notes the gradient each of them is given."""
+
+    def __init__(self, leaves: Mapping[int, Tensor], into: dict[Tensor, Amount]) -> None:
+        self._leaves, self._into = leaves, into
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> None:
+        for leaf in self._leaves.values():
+            self._handles.append(leaf.register_hook(self._hook(leaf)))  # type: ignore[no-untyped-call]
+
+    def __exit__(self, *_: object) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+    def _hook(self, leaf: Tensor) -> Callable[[Tensor], None]:
+        def note(gradient: Tensor) -> None:
+            self._into[leaf] = amount_of(local(gradient))
+
+        return note
+
+
+class _Slot:
+    """One watched name: the tensor it stands for, its rolling copy, its looks."""
+
+    def __init__(self, thing: Entry | Held, tensor: Tensor, *, copied: bool) -> None:
+        self.thing, self.tensor, self.copied = thing, tensor, copied
+        self.looks: list[Look] = []
+        self.used: bool | None = None
+        self.stepped_now = False
+        self.first = self._copy(tensor) if copied else None
+        self._take(tensor)
+        self._clean()
+
+    def _clean(self) -> None:
+        self.reached = False
+        self.arrived = 0
+        self.gradient: Amount | None = None
+        self.stepped = False
+        self.lr: float | None = None
+        self.changes: dict[Phase, Amount] = {}
+
+    def now(self) -> Tensor | None:
+        """The tensor that the name stands for at this moment."""
+        thing = self.thing
+        if isinstance(thing, Entry):
+            return thing.owner._parameters.get(thing.local_name)
+        owner, local_name = thing.owner, thing.name.rpartition(".")[2]
+        if owner is None or thing.kind not in ("attribute", "buffer"):
+            return self.tensor
+        current = owner._buffers.get(local_name, vars(owner).get(local_name))
+        return current if isinstance(current, Tensor) else self.tensor
+
+    @staticmethod
+    def _copy(x: Tensor) -> Tensor:
+        return local(x.detach()).clone()
+
+    def _take(self, x: Tensor) -> None:
+        x = local(x.detach())
+        if self.copied:
+            self.last: Tensor | None = x.clone()
+            self.sum = None
+        else:
+            self.last = None
+            self.sum = checksum(x.untyped_storage())
+
+    def compare(self, phase: Phase) -> None:
+        """Note under ``phase`` by how much the value differs from the last look, and look."""
+        current = self.now()
+        if current is None or current.device.type == "meta":
+            return
+        x = local(current.detach())
+        if self.last is None:
+            total = checksum(x.untyped_storage())
+            if total != self.sum:
+                self.sum = total
+                self.changes[phase] = Amount(float("nan"), float("nan"), 0, x.numel())
+            return
+        if x.shape != self.last.shape or x.dtype != self.last.dtype:
+            self.changes[phase] = amount_of(x)
+            self.last = x.clone()
+        elif not same_bits(x, self.last):
+            difference = x - self.last if x.dtype != torch.bool else x ^ self.last
+            self.changes[phase] = amount_of(difference)
+            self.last.copy_(x)
+
+    def late_phase(self, backwards: int) -> Phase:
+        """The phase between the last observed point and now."""
+        if self.stepped:
+            return "after"
+        return "between" if backwards else "forward"
+
+    def begin(self) -> None:
+        current = self.now()
+        if current is not None and current.device.type != "meta":
+            self._take(current)
+        self._clean()
+
+    def after_backward(self, leaves: Mapping[int, Tensor], arrived: dict[Tensor, Amount]) -> None:
+        """Note whether this backward reached the tensor, and whether a gradient came."""
+        current = self.now()
+        if current is None:
+            return
+        if is_dtensor(current) and current.grad is not None and current not in arrived:
+            arrived[current] = amount_of(local(current.grad))  # FSDP2 puts it there itself
+        self.reached = self.reached or id(current) in leaves or current in arrived
+        self.arrived += current in arrived
+
+    def before_step(self, held: set[int], scale: float) -> None:
+        """Note the gradient the optimizer is about to consume."""
+        if self.stepped or not isinstance(self.thing, Entry):
+            self.stepped_now = id(self.tensor) in held
+            return
+        current = self.now()
+        grad = current.grad if current is not None and current.is_leaf else None
+        if grad is not None:
+            amount = amount_of(local(grad))
+            self.gradient = Amount(
+                amount.norm / scale, amount.absmax / scale, amount.nonfinite, amount.count
+            )
+        self.stepped = self.stepped_now = id(current) in held or id(self.tensor) in held
+
+    def end(self) -> None:
+        """Close the look of this iteration."""
+        current = self.now()
+        if self.gradient is None and not self.stepped and isinstance(self.thing, Entry):
+            grad = current.grad if current is not None and current.is_leaf else None
+            self.gradient = None if grad is None else amount_of(local(grad))
+        value = None
+        if current is not None and current.device.type != "meta":
+            value = amount_of(local(current))
+        self.looks.append(
+            Look(
+                self.used,
+                self.reached,
+                self.arrived,
+                self.gradient,
+                self.stepped,
+                self.lr,
+                value,
+                dict(self.changes),
+                current is self.tensor,
+            )
+        )
+
+
+def same_bits(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape and dtype are equal bit for bit, NaN included."""
+    if torch.equal(a, b):
+        return True
+    if not (a.is_floating_point() or a.is_complex()):
+        return False
+    as_real = torch.view_as_real if a.is_complex() else (lambda x: x)
+    words = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    x, y = as_real(a), as_real(b)
+    kind = words[x.element_size()]
+    return torch.equal(x.contiguous().view(kind), y.contiguous().view(kind))
+
+
+def _is_cleared(p: Tensor) -> bool:
+    return p.grad is None or not bool(p.grad.any())
+
+
+def _params_of(subject: Any) -> list[Tensor]:
+    if isinstance(subject, nn.Module):
+        return list(subject.parameters())
+    return [p for group in subject.param_groups for p in group["params"]]
+
+
+def _with_own_step(kind: type[Any]) -> list[type[Any]]:
+    found: list[type[Any]] = [kind] if "step" in vars(kind) else []
+    for child in kind.__subclasses__():
+        found += _with_own_step(child)
+    return list(dict.fromkeys(found))

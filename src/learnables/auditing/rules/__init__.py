@@ -1,0 +1,1 @@
+"""The rules, one file each; adding a file here is the whole registration."""

@@ -1,0 +1,52 @@
+"""LRN401: what the optimizer steps with a gradient does change."""
+
+from collections.abc import Iterator
+
+from learnables.auditing.evidence import Evidence, Look, Stage
+from learnables.auditing.rule import Finding, rule
+
+
+@rule("LRN401", needs=Stage.STEP)
+def value_never_moves(evidence: Evidence) -> Iterator[Finding]:
+    """A parameter that is stepped with a gradient and yet keeps its value, bit for bit.
+
+    ## Why it matters
+
+    Everything looks right, the gradient, the group, the learning rate, and nothing is learned.
+    Usually the update is smaller than half a unit in the last place of a bfloat16 or float16
+    value, or the optimizer's kernel does not write.
+
+    ## Example
+
+    ```python
+    model = nn.Linear(4, 1).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-9)
+    ```
+
+    ## Use instead
+
+    ```python
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3)
+    ```
+
+    ## When to silence it
+
+    The parameter has converged and its update rounds to nothing.
+    """
+    for entry in evidence.trainable():
+        looks = [look for look in evidence.looks_at(entry) if _is_full_step(look)]
+        if looks and not any("step" in look.changes for look in looks):
+            largest = max(look.gradient.absmax for look in looks if look.gradient)
+            yield Finding(
+                what="the optimizer steps a parameter and its value does not change",
+                where=list(entry.names),
+                found=f"change 0 in {len(looks)} of {len(looks)} steps, "
+                f"gradient up to {largest:.1e}, learning rate {looks[-1].lr:g}",
+                wanted="a change in at least one of them",
+            )
+
+
+def _is_full_step(look: Look) -> bool:
+    gradient = look.gradient
+    return bool(look.stepped and gradient and not gradient.is_zero and look.lr)

@@ -1,0 +1,403 @@
+"""Run an audit: look once, observe some iterations, put everything back, let every rule reason."""
+
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from learnables._torch import without_compiling
+from learnables.auditing.evidence import Crash, Evidence, Stage
+from learnables.auditing.intent import Intent, Loaded
+from learnables.auditing.memory import Memory
+from learnables.auditing.observe import Observer
+from learnables.auditing.places import line_of
+from learnables.auditing.report import Report, parameter_rows
+from learnables.auditing.rule import Finding, Rule, SkipRule, load_rules, picks
+from learnables.auditing.silence import silences
+from learnables.auditing.survey import Survey, survey
+from learnables.errors import LearnablesError
+
+Patterns = Sequence[str]
+
+
+def audit(
+    model: nn.Module,
+    optimizer: Optimizer | None = None,
+    step: Callable[[], Any] | None = None,
+    *,
+    optimizers: Iterable[Optimizer] | None = None,
+    modules: Mapping[str, nn.Module] | None = None,
+    scaler: Any = None,
+    scheduler: Any = None,
+    ddp: nn.Module | None = None,
+    copies: Mapping[str, Any] | None = None,
+    batch: Any = None,
+    loaded: Loaded | None = None,
+    intent: Intent | None = None,
+    select: Patterns | None = None,
+    ignore: Patterns | None = None,
+    steps: int = 4,
+) -> Report:
+    """Find every parameter that does not train as its author thinks, and say why.
+
+    Without ``step`` only what can be seen without running is judged. With it, ``step`` is run
+    ``steps`` times under observation; afterwards the model, its buffers and gradients, optimizers,
+    scaler, scheduler, copies, everything in the closure of ``step`` and the random states are bit
+    for bit as before. What could not be put back is in ``report.not_restored``.
+
+    Args:
+        model: The model, bare or wrapped.
+        optimizer: Its optimizer.
+        step: Runs one complete training iteration and returns the loss.
+        optimizers: All optimizers, where there are several. More are found in the closure of
+            ``step`` and by watching who steps.
+        modules: Name → module outside the model that has parameters too, e.g. a criterion.
+        scaler: The gradient scaler.
+        scheduler: The learning-rate scheduler.
+        ddp: The wrapper, where ``model`` is the bare module.
+        copies: Name → state dict or module that is meant to be an independent copy (EMA, best).
+        batch: One batch, for the probes that need one.
+        loaded: What was loaded before.
+        intent: What the author meant, where the model does not declare it.
+        select: Only rules with these codes, prefixes of codes or names.
+        ignore: No rules with these.
+        steps: How many iterations to observe.
+
+    Returns:
+        The report.
+
+    Raises:
+        LearnablesError: ``model`` is no module, or ``steps`` is not positive.
+
+    Example:
+        >>> import learnables as ln
+        >>> model = nn.Linear(4, 1)
+        >>> optimizer = torch.optim.SGD([model.weight], lr=0.1)
+        >>> print(ln.audit(model, optimizer).findings[0])
+        LRN201 trainable parameter is in no optimizer group
+          where: bias
+          found: shape (1,), float32, cpu; in 0 of 1 groups
+          wanted: exactly one group
+          mend: optimizer.add_param_group({'params': [model.get_parameter('bias')]})
+
+    Cost:
+        ``steps`` plain iterations, each about 1.5× as long while traced, and two copies of the
+        model; see benchmarks/audit.py.
+    """
+    if not isinstance(model, nn.Module) or steps < 1:
+        raise LearnablesError(
+            "an audit needs a module and at least one step",
+            found=f"model={type(model).__name__}, steps={steps}",
+            wanted="ln.audit(model, optimizer, step, steps=4)",
+        )
+    given = [*([optimizer] if optimizer is not None else []), *(optimizers or ())]
+    given = list({id(o): o for o in given}.values())
+    actors = [a for a in (scaler, scheduler, ddp, *_values(copies)) if a is not None]
+    found = survey(model, given, step, modules or {}, [a for a in (scaler, scheduler, ddp) if a])
+    if step is None:
+        evidence = _still(found, intent, loaded, copies, batch)
+        return judge(evidence, select, ignore)
+    roots = {"model": model, **dict(modules or {}), "step": step}
+    roots |= {seen.name: seen.optimizer for seen in found.optimizers}
+    roots |= {f"{type(a).__name__} {i}": a for i, a in enumerate(actors)}
+    memory = Memory(roots)
+    try:
+        evidence = _observed(found, step, steps, intent, loaded, copies, batch)
+    finally:
+        not_restored = memory.restore()
+    return judge(evidence, select, ignore, not_restored)
+
+
+def _values(mapping: Mapping[str, Any] | None) -> list[Any]:
+    return list((mapping or {}).values())
+
+
+def _observed(
+    found: Survey,
+    step: Callable[[], Any],
+    steps: int,
+    intent: Intent | None,
+    loaded: Loaded | None,
+    copies: Mapping[str, Any] | None,
+    batch: Any,
+) -> Evidence:
+    crash = None
+    with without_compiling(), Observer(found) as observer:
+        for i in range(steps):
+            observer.begin()
+            try:
+                loss = step()
+            except Exception as error:  # whatever the user's code raises is a finding
+                crash = Crash(i, error, line_of(error))
+                break
+            observer.end(loss)
+    return _evidence(observer, crash, intent, loaded, copies, batch)
+
+
+def _still(
+    found: Survey,
+    intent: Intent | None,
+    loaded: Loaded | None,
+    copies: Mapping[str, Any] | None,
+    batch: Any,
+) -> Evidence:
+    stage = Stage.OPTIMIZER if found.optimizers else Stage.MODEL
+    return Evidence(
+        stage=stage,
+        model=found.model,
+        entries=tuple(found.entries),
+        modules={**found.modules, **found.found_modules},
+        found_modules=frozenset(found.found_modules),
+        held=tuple(found.held),
+        optimizers=tuple(found.optimizers),
+        intent=intent or Intent(),
+        loaded=loaded,
+        copies=dict(copies or {}),
+        scalers=tuple(found.scalers),
+        schedulers=tuple(found.schedulers),
+        wrappers=tuple(found.wrappers),
+        batch=batch,
+    )
+
+
+def _evidence(
+    observer: Observer,
+    crash: Crash | None,
+    intent: Intent | None,
+    loaded: Loaded | None,
+    copies: Mapping[str, Any] | None,
+    batch: Any,
+) -> Evidence:
+    still = _still(observer.survey, intent, loaded, copies, batch)
+    kinds = {event.kind for event in observer.events}
+    stage = still.stage
+    if "backward" in kinds:
+        stage = Stage.BACKWARD
+    if "step" in kinds:
+        stage = Stage.STEP
+    first = {s.tensor: s.first for s in observer.slots if s.first is not None}
+    last = {s.tensor: s.last for s in observer.slots if s.last is not None}
+    return replace(
+        still,
+        stage=stage,
+        events=tuple(observer.events),
+        iterations=observer.iteration,
+        losses=tuple(observer.losses),
+        looks=observer.looks(),
+        called=observer.called,
+        first=first,
+        last=last,
+        crash=crash,
+    )
+
+
+# -- judging ------------------------------------------------------------------------------------
+
+
+def judge(
+    evidence: Evidence,
+    select: Patterns | None = None,
+    ignore: Patterns | None = None,
+    not_restored: Sequence[str] = (),
+) -> Report:
+    """Let every rule that may judge read the evidence."""
+    found: list[tuple[Rule, Finding]] = []
+    silenced: list[tuple[Finding, str]] = []
+    skipped: dict[str, str] = {}
+    for rule in load_rules().values():
+        if select is not None and not picks(rule, tuple(select)):
+            continue
+        if ignore is not None and picks(rule, tuple(ignore)):
+            continue
+        if rule.needs > evidence.stage:
+            skipped[rule.code] = f"needs {_NEEDED[rule.needs]}"
+            continue
+        meant = _meant(rule, evidence)
+        try:
+            excused = frozenset(name for names, _ in meant for name in names)
+            own = [
+                replace(f, code=rule.code, name=rule.name, severity=f.severity or rule.severity)
+                for f in rule.check(replace(evidence, excused=excused))
+            ]
+        except SkipRule as reason:
+            skipped[rule.code] = str(reason)
+            continue
+        for finding in own:
+            why = next((r for names, r in meant if names.intersection(finding.where)), None)
+            if why is None:
+                found.append((rule, finding))
+            else:
+                silenced.append((finding, why))
+    return Report(
+        list(_first_causes(found)),
+        skipped=skipped,
+        parameters=parameter_rows(evidence),
+        not_restored=not_restored,
+        silenced=silenced,
+        iterations=evidence.iterations,
+        crashed=evidence.crash.error if evidence.crash else None,
+    )
+
+
+_NEEDED = {
+    Stage.OPTIMIZER: "an optimizer",
+    Stage.BACKWARD: "an observed backward: pass step=",
+    Stage.STEP: "an observed optimizer step: pass step=",
+}
+
+
+def _meant(rule: Rule, evidence: Evidence) -> list[tuple[frozenset[str], str]]:
+    return [
+        (silence.names(evidence.entries), silence.reason)
+        for silence in silences()
+        if picks(rule, (silence.code,))
+    ]
+
+
+def _first_causes(found: Sequence[tuple[Rule, Finding]]) -> Iterator[Finding]:
+    """Drop, parameter by parameter, what another rule's finding explains."""
+    for rule, finding in found:
+        explained = {
+            name
+            for other, cause in found
+            if other is not rule and _subsumes(other, rule) and not _subsumes(rule, other)
+            for name in cause.where
+        }
+        left = [name for name in finding.where if name not in explained]
+        if left or not finding.where:
+            yield replace(finding, where=left)
+
+
+def _subsumes(cause: Rule, effect: Rule) -> bool:
+    return any(effect.code.startswith(prefix) for prefix in cause.subsumes)
+
+
+# -- around the user's own loop -----------------------------------------------------------------
+
+
+def observe(
+    model: nn.Module | None = None,
+    optimizer: Optimizer | None = None,
+    *,
+    steps: int = 4,
+    optimizers: Iterable[Optimizer] | None = None,
+    modules: Mapping[str, nn.Module] | None = None,
+    scaler: Any = None,
+    scheduler: Any = None,
+    ddp: nn.Module | None = None,
+    copies: Mapping[str, Any] | None = None,
+    loaded: Loaded | None = None,
+    intent: Intent | None = None,
+    select: Patterns | None = None,
+    ignore: Patterns | None = None,
+    on_report: Callable[[Report], None] | None = None,
+) -> "Observation":
+    """The same audit around your own loop; it changes nothing.
+
+    A context manager. ``.report`` is there after ``steps`` iterations, or when the ``with`` is
+    left; from then on the loop runs as if nothing had been.
+
+    Args:
+        model: The model; found by itself when not given, from what the first step updates.
+        optimizer: Likewise.
+        steps: How many iterations to observe.
+        optimizers: As for `ln.audit`, like all that follow.
+        modules: Name → module outside the model that has parameters too.
+        scaler: The gradient scaler.
+        scheduler: The learning-rate scheduler.
+        ddp: The wrapper, where ``model`` is the bare module.
+        copies: Name → state dict or module that is meant to be an independent copy.
+        loaded: What was loaded before.
+        intent: What the author meant.
+        select: Only rules with these codes, prefixes of codes or names.
+        ignore: No rules with these.
+        on_report: Called once with the report, as soon as it is there.
+
+    Returns:
+        The context manager.
+
+    Example:
+        >>> import learnables as ln
+        >>> model = nn.Linear(4, 1)
+        >>> optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> with ln.observe() as seen:
+        ...     for _ in range(4):
+        ...         optimizer.zero_grad()
+        ...         model(torch.ones(2, 4)).sum().backward()
+        ...         optimizer.step()
+        >>> seen.report
+        <Report: clean; 2 parameters, 4 observed iterations>
+    """
+    given = [*([optimizer] if optimizer is not None else []), *(optimizers or ())]
+    actors = [a for a in (scaler, scheduler, ddp) if a is not None]
+
+    def finish(observer: Observer) -> Report:
+        evidence = _evidence(observer, None, intent, loaded, copies, None)
+        return judge(evidence, select, ignore)
+
+    return Observation(model, given, modules or {}, actors, steps, finish, on_report)
+
+
+class Observation:
+    """What `ln.observe` returns: open it with ``with``, read ``.report`` afterwards."""
+
+    def __init__(
+        self,
+        model: nn.Module | None,
+        optimizers: list[Optimizer],
+        modules: Mapping[str, nn.Module],
+        actors: list[Any],
+        steps: int,
+        finish: Callable[[Observer], Report],
+        on_report: Callable[[Report], None] | None,
+    ) -> None:
+        self.report: Report | None = None
+        self._model, self._optimizers, self._modules = model, optimizers, modules
+        self._actors, self._steps, self._finish, self._on_report = actors, steps, finish, on_report
+        self._open = contextlib.ExitStack()
+        self._observer: Observer | None = None
+
+    def __enter__(self) -> "Observation":
+        """Start looking."""
+        self._open.enter_context(without_compiling())
+        model = self._model
+        if model is None:
+            from learnables.auditing.discover import Everything
+
+            model = Everything.alive(self._optimizers)
+        found = survey(model, self._optimizers, None, self._modules, self._actors)
+        self._observer = Observer(found, on_boundary=self._boundary)
+        self._open.enter_context(self._observer)
+        self._observer.begin()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop looking; write the report if that has not happened yet."""
+        self._stop()
+
+    def _boundary(self) -> None:
+        observer = self._observer
+        if observer is None:
+            return
+        losses = [e.details["loss"] for e in observer.happened("backward")]
+        observer.end(losses[-1] if losses else None)
+        stepping = max(1, len({id(e.subject) for e in observer.happened("step")}))
+        if observer.iteration >= self._steps * stepping:
+            self._stop()
+        else:
+            observer.begin()
+
+    def _stop(self) -> None:
+        observer, self._observer = self._observer, None
+        if observer is None:
+            return
+        if observer.has_open_iteration:
+            losses = [e.details["loss"] for e in observer.happened("backward")]
+            observer.end(losses[-1] if losses else None)
+        self._open.close()
+        self.report = self._finish(observer)
+        if self._on_report is not None:
+            self._on_report(self.report)
