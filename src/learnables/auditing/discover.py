@@ -2,10 +2,14 @@
 
 import gc
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import final
 
 from torch import nn
 from torch.optim import Optimizer
+
+from learnables.auditing.evidence import Evidence, Held
+from learnables.entries import Entry, Place
 
 
 def optimizers_alive() -> list[Optimizer]:
@@ -18,8 +22,9 @@ def roots_alive() -> list[nn.Module]:
     modules = [
         m for m in gc.get_objects() if issubclass(type(m), nn.Module) and "_modules" in vars(m)
     ]
-    children = {id(c) for m in modules for c in m._modules.values() if c is not None}
-    return [m for m in modules if id(m) not in children and type(m) is not Everything]
+    holders = [m for m in modules if type(m) is not Everything]
+    children = {id(c) for m in holders for c in m._modules.values() if c is not None}
+    return [m for m in holders if id(m) not in children]
 
 
 @final
@@ -27,18 +32,58 @@ class Everything(nn.Module):
     """Stands for all models of a program at once; holds them by the names it gives them."""
 
     @classmethod
-    def alive(cls, optimizers: Iterable[Optimizer]) -> nn.Module:
-        """The one model whose parameters an optimizer holds, or all such models together."""
-        held = {
-            id(p)
-            for optimizer in [*optimizers, *optimizers_alive()]
-            for group in optimizer.param_groups
-            for p in group["params"]
-        }
-        roots = [m for m in roots_alive() if held.intersection(map(id, m.parameters()))]
-        if len(roots) == 1:
-            return roots[0]
+    def alive(cls, optimizers: Iterable[Optimizer]) -> "Everything":
+        """All models whose parameters some optimizer holds."""
+        held = _held_by([*optimizers, *optimizers_alive()])
         everything = cls()
-        for i, root in enumerate(roots):
-            everything.add_module(f"{type(root).__name__}_{i}", root)
+        for root in roots_alive():
+            if held.intersection(map(id, root.parameters())):
+                everything.add_module(f"{type(root).__name__}_{len(everything._modules)}", root)
         return everything
+
+    def narrow(self, evidence: Evidence) -> Evidence:
+        """Only what took part: models that an optimizer stepped, and the optimizers that did.
+
+        Where that is one model, names lose the prefix that told several apart.
+        """
+        stepping = {id(event.subject) for event in evidence.happened("step", "scaler_step")}
+        stepping |= {id(e.details.get("optimizer")) for e in evidence.happened("scaler_step")}
+        optimizers = tuple(
+            seen for seen in evidence.optimizers if seen.given or id(seen.optimizer) in stepping
+        )
+        held = _held_by([seen.optimizer for seen in optimizers])
+        children = {
+            name: module
+            for name, module in self._modules.items()
+            if module is not None and held.intersection(map(id, module.parameters()))
+        }
+        alone = f"{next(iter(children))}." if len(children) == 1 else ""
+        renamed = {
+            old: Entry(
+                old.param,
+                tuple(Place(p.owner, p.local_name, p.name.removeprefix(alone)) for p in places),
+                old.index,
+            )
+            for old in evidence.entries
+            if (places := [p for p in old.places if p.name.partition(".")[0] in children])
+        }
+        kept = {
+            old: replace(old, name=old.name.removeprefix(alone))
+            for old in evidence.held
+            if old.name.partition(".")[0] in children
+        }
+        looks: dict[Entry | Held, Entry | Held] = dict(renamed.items())
+        looks.update(kept.items())
+        return replace(
+            evidence,
+            model=next(iter(children.values())) if alone else self,
+            entries=tuple(renamed.values()),
+            held=tuple(kept.values()),
+            optimizers=optimizers,
+            looks={new: evidence.looks[old] for old, new in looks.items() if old in evidence.looks},
+            endings={renamed[old]: end for old, end in evidence.endings.items() if old in renamed},
+        )
+
+
+def _held_by(optimizers: Iterable[Optimizer]) -> set[int]:
+    return {id(p) for o in optimizers for group in o.param_groups for p in group["params"]}

@@ -256,7 +256,6 @@ class Evidence:
         wrappers: DDP and similar modules that wrap the model or are handed over.
         batch: What the caller handed over as ``batch``.
         crash: The step that raised, if one did.
-        excused: Names that the rule at work must not judge, because they were silenced.
     """
 
     stage: Stage
@@ -282,25 +281,16 @@ class Evidence:
     wrappers: tuple[nn.Module, ...] = ()
     batch: Any = None
     crash: Crash | None = None
-    excused: frozenset[str] = frozenset()
 
     # -- who is there ---------------------------------------------------------------------------
 
-    def judged(self, entries: Iterable[Entry] | None = None) -> Iterator[Entry]:
-        """The entries that the rule at work may judge: all but the silenced."""
-        for entry in self.entries if entries is None else entries:
-            if not self.excused.intersection(entry.names):
-                yield entry
-
     def trainable(self) -> Iterator[Entry]:
-        """Judged entries that ask for a gradient."""
-        return (entry for entry in self.judged() if entry.trainable)
+        """Entries that ask for a gradient."""
+        return (entry for entry in self.entries if entry.trainable)
 
-    def judged_held(self, *kinds: Kind) -> Iterator[Held]:
-        """Held tensors of these kinds (all, if none is given) that are not silenced."""
-        for held in self.held:
-            if (not kinds or held.kind in kinds) and held.name not in self.excused:
-                yield held
+    def held_as(self, *kinds: Kind) -> Iterator[Held]:
+        """Held tensors of these kinds."""
+        return (held for held in self.held if held.kind in kinds)
 
     @cached_property
     def entry_of(self) -> Mapping[int, Entry]:

@@ -1,6 +1,7 @@
 """Run the examples of a rule's page; the tests hold every rule to its page with it."""
 
 import linecache
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -40,12 +41,10 @@ def run_example(rule: Rule, heading: str) -> Report:
 
 def example_scope(rule: Rule, heading: str) -> dict[str, Any]:
     """The names that the block under ``## heading`` defines, with its ``step``."""
-    import learnables
-
     torch.manual_seed(0)
     code, file = rule.example(heading), f"{rule.code}-{heading.replace(' ', '-').lower()}.py"
     linecache.cache[file] = (len(code), None, code.splitlines(keepends=True), file)
-    scope: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "ln": learnables}
+    scope: dict[str, Any] = {"torch": torch, "nn": nn, "F": F, "ln": import_module("learnables")}
     scope["__name__"] = "__main__"
     exec(compile(code, file, "exec"), scope)
     if "step" not in scope:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from learnables._torch import without_compiling
+from learnables.auditing.discover import Everything
 from learnables.auditing.evidence import Crash, Evidence, Stage
 from learnables.auditing.intent import Intent, Loaded
 from learnables.auditing.memory import Memory
@@ -217,10 +218,9 @@ def judge(
             continue
         meant = _meant(rule, evidence)
         try:
-            excused = frozenset(name for names, _ in meant for name in names)
             own = [
                 replace(f, code=rule.code, name=rule.name, severity=f.severity or rule.severity)
-                for f in rule.check(replace(evidence, excused=excused))
+                for f in rule.check(evidence)
             ]
         except SkipRule as reason:
             skipped[rule.code] = str(reason)
@@ -232,7 +232,7 @@ def judge(
             else:
                 silenced.append((finding, why))
     return Report(
-        list(_first_causes(found)),
+        merged(_first_causes(found)),
         skipped=skipped,
         parameters=parameter_rows(evidence),
         not_restored=not_restored,
@@ -269,6 +269,28 @@ def _first_causes(found: Sequence[tuple[Rule, Finding]]) -> Iterator[Finding]:
         left = [name for name in finding.where if name not in explained]
         if left or not finding.where:
             yield replace(finding, where=left)
+
+
+def merged(findings: Iterable[Finding]) -> list[Finding]:
+    """One finding where the same thing is wrong at the same line with several parameters."""
+    alike: dict[tuple[object, ...], list[Finding]] = {}
+    for f in findings:
+        alike.setdefault((f.code, f.severity, f.what, f.wanted, f.location), []).append(f)
+    return [_one(group) for group in alike.values()]
+
+
+def _one(findings: list[Finding]) -> Finding:
+    first = findings[0]
+    if len(findings) == 1:
+        return first
+    found = list(dict.fromkeys(f.found for f in findings if f.found))
+    more = f"; and {len(found) - 1} more like it" if len(found) > 1 else ""
+    return replace(
+        first,
+        where=list(dict.fromkeys(name for f in findings for name in f.where)),
+        found=f"{first.found}{more}",
+        mend="\n".join(dict.fromkeys(f.mend for f in findings if f.mend)),
+    )
 
 
 def _subsumes(cause: Rule, effect: Rule) -> bool:
@@ -336,6 +358,8 @@ def observe(
 
     def finish(observer: Observer) -> Report:
         evidence = _evidence(observer, None, intent, loaded, copies, None)
+        if isinstance(evidence.model, Everything):
+            evidence = evidence.model.narrow(evidence)
         return judge(evidence, select, ignore)
 
     return Observation(model, given, modules or {}, actors, steps, finish, on_report)
@@ -365,8 +389,6 @@ class Observation:
         self._open.enter_context(without_compiling())
         model = self._model
         if model is None:
-            from learnables.auditing.discover import Everything
-
             model = Everything.alive(self._optimizers)
         found = survey(model, self._optimizers, None, self._modules, self._actors)
         self._observer = Observer(found, on_boundary=self._boundary)

@@ -37,7 +37,7 @@ def duplicate_in_optimizer(evidence: Evidence) -> Iterator[Finding]:
     Two optimizers take turns on the parameter, as in alternating phases of training.
     """
     stepping = {id(event.subject) for event in evidence.happened("step")}
-    for entry in evidence.judged():
+    for entry in evidence.entries:
         holders = [
             f"{seen.name} group {group.index}"
             for seen in evidence.optimizers

@@ -21,16 +21,16 @@ def missing_from_optimizer(evidence: Evidence) -> Iterator[Finding]:
     ## Example
 
     ```python
-    model = nn.Linear(4, 4)
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
     optimizer = torch.optim.AdamW(model.parameters())
-    model.prompt = nn.Parameter(torch.zeros(4))  # too late: the optimizer has its list
+    model.append(nn.Linear(4, 1))  # too late: the optimizer has its list
     ```
 
     ## Use instead
 
     ```python
-    model = nn.Linear(4, 4)
-    model.prompt = nn.Parameter(torch.zeros(4))
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh())
+    model.append(nn.Linear(4, 1))
     optimizer = torch.optim.AdamW(model.parameters())
     ```
 
