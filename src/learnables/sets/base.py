@@ -34,6 +34,9 @@ class Set(ABC):
     takes_complex: ClassVar[bool] = False
     #: Relative accuracy of `project` where it iterates; 0 where only rounding is lost.
     accuracy: ClassVar[float] = 0.0
+    #: Whether `enforce` and `tangent` see a tall matrix through its Gram matrix and row by row
+    #: only, and take ``total=``, which sums a Gram matrix over the ranks that hold the other rows.
+    needs_only_gram: ClassVar[bool] = False
 
     @abstractmethod
     def nearest(self, x: Tensor) -> Tensor:
@@ -57,6 +60,14 @@ class Set(ABC):
         least 32 bits.
         """
         return gradient
+
+    def degenerate(self, x: Tensor) -> Tensor:
+        """Which points have more than one nearest point, such as the centre of a sphere."""
+        return torch.zeros(x.shape[: x.ndim - self.point_ndim], dtype=torch.bool, device=x.device)
+
+    def estimate(self, x: Tensor, generator: torch.Generator) -> Tensor:
+        """A cheap estimate of the violation, from random directions where it is a matrix norm."""
+        return self.outside(x)
 
     @property
     def scale(self) -> float:
@@ -126,7 +137,10 @@ class Set(ABC):
         self._accept(x)
         with full_precision(x.device):
             wide = x.to(computing_dtype(x.dtype))
-            bad = ~per_point(finite_points(wide, self.point_ndim), self.point_ndim)
+            good = finite_points(wide, self.point_ndim)
+            if self.point_ndim == 2:  # a decomposition of NaN raises
+                wide = wide.masked_fill(~good, 0)
+            bad = ~per_point(good, self.point_ndim)
             return self.outside(wide).masked_fill(bad, math.nan)
 
     def contains(self, x: Tensor, tol: float | None = None) -> Tensor:
@@ -219,6 +233,20 @@ def length(x: Tensor, *, keepdim: bool = False) -> Tensor:
     """Euclidean length along the last dimension."""
     norm: Tensor = torch.linalg.vector_norm(x, dim=-1, keepdim=keepdim)
     return norm
+
+
+def need_square(shape: torch.Size, what: str) -> None:
+    """Refuse matrices that are not square.
+
+    Raises:
+        ShapeError: Rows and columns differ in number.
+    """
+    if shape[-2] != shape[-1]:
+        raise ShapeError(
+            f"{what} is square",
+            found=f"shape {tuple(shape)}",
+            wanted="as many rows as columns",
+        )
 
 
 def positive(name: str, value: float, owner: str) -> None:

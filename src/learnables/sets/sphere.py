@@ -61,6 +61,10 @@ class Sphere(Set):
         )
         return gradient - x * (along / self.radius**2)
 
+    def degenerate(self, x: Tensor) -> Tensor:
+        """The zero vector is equally far from every point."""
+        return (x == 0).all(-1)
+
     def enforce(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Two passes; a zero row stays zero and is reported."""
         norm = length(x, keepdim=True)
