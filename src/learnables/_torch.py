@@ -194,3 +194,31 @@ def without_compiling() -> AbstractContextManager[Any]:
         return nullcontext()
     stance: AbstractContextManager[Any] = torch.compiler.set_stance("force_eager")
     return stance
+
+
+def own_share(x: Tensor) -> Tensor:
+    """The part of ``x`` that this rank counts, when every value is to count once over all ranks.
+
+    Of a DTensor the local shard, but nothing on ranks that hold a copy of another's; of a plain
+    tensor, which all ranks hold alike, everything on rank 0 and nothing elsewhere.
+    """
+    if is_dtensor(x):
+        from torch.distributed.tensor import Replicate
+
+        here = x.device_mesh.get_coordinate()  # type: ignore[attr-defined]
+        at = [0] if here is None else here
+        copies = [c for c, p in zip(at, x.placements, strict=False) if isinstance(p, Replicate)]  # type: ignore[attr-defined]
+        part: Tensor = x.to_local()  # type: ignore[attr-defined]
+        return part.new_empty(0) if here is None or any(copies) else part
+    return x if torch.distributed.get_rank() == 0 else x.new_empty(0)
+
+
+def is_last_pre_hook(optimizer: torch.optim.Optimizer, handle: Any) -> bool:
+    """Whether the step pre-hook of ``handle`` runs after all others of this optimizer."""
+    last: int = next(reversed(optimizer._optimizer_step_pre_hooks))
+    return last == int(handle.id)
+
+
+def make_last_pre_hook(optimizer: torch.optim.Optimizer, handle: Any) -> None:
+    """Have it run after all others; not while the pre-hooks are running."""
+    optimizer._optimizer_step_pre_hooks.move_to_end(handle.id)  # type: ignore[attr-defined]

@@ -1,10 +1,13 @@
 """What deserves an alarm, judged from the observations alone."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import final
 
 from learnables.watching.alarm import Alarm
-from learnables.watching.observation import QUANTITIES, Observation
+from learnables.watching.observation import Observation
+from learnables.watching.sentinel import Sighting
+
+_MOST = 20  # alarms of one kind in one run: who has not looked by then does not look
 
 
 @final
@@ -12,32 +15,49 @@ class Judge:
     """Call it with each observation in turn; it yields what is new and wrong."""
 
     def __init__(self) -> None:
-        self._known: set[tuple[str, str]] = set()
+        self._last_sighting = -(10**9)
+        self._told: dict[str, int] = {}
 
     def __call__(self, observation: Observation) -> Iterator[Alarm]:
         """The alarms that this observation adds."""
-        for alarm in _nonfinite(observation):
-            if (alarm.kind, alarm.name) not in self._known:
-                self._known.add((alarm.kind, alarm.name))
-                yield alarm
+        yield from ()
+
+    def sighted(self, sighting: Sighting, names: Sequence[str]) -> Iterator[Alarm]:
+        """The alarm for a non-finite value, unless it only goes on from the last one."""
+        new = sighting.step > self._last_sighting + 100
+        self._last_sighting = sighting.step
+        if new and self._told.setdefault("non-finite", 0) < _MOST:
+            self._told["non-finite"] += 1
+            yield _nonfinite(sighting, names)
 
 
-def _nonfinite(o: Observation) -> Iterator[Alarm]:
-    if o.skipped:
-        return  # the scaler saw it and skipped the step: that is its work
-    for quantity in QUANTITIES:
-        rows = o.rows.get(quantity)
-        if rows is None:
-            continue
-        for i in rows.moments["nonfinite"].nonzero()[0]:
-            yield Alarm(
-                kind="non-finite",
-                severity="error",
-                step=o.step,
-                name=o.names[i],
-                what=f"the {quantity} is not finite",
-                found=f"{rows.moments['nonfinite'][i]} of {rows.moments['count'][i]} values "
-                "are NaN or inf",
-                wanted="finite values",
-                mend="torch.autograd.set_detect_anomaly(True)",
-            )
+def _nonfinite(seen: Sighting, names: Sequence[str]) -> Alarm:
+    bad = [names[i] for i in seen.indices]
+    # Backward walks the model from its end: what it reached first is where it began.
+    first = bad[-1] if seen.quantity == "gradient" else bad[0]
+    others = "" if len(bad) == 1 else f", and {len(bad) - 1} more of {len(names)} parameters"
+    what, mend = {
+        "weight": (
+            "the weight is not finite before the step, though it was after the last one",
+            "look for an assignment outside the optimizer, or a loaded checkpoint",
+        ),
+        "gradient": (
+            "the gradient is not finite",
+            "torch.autograd.set_detect_anomaly(True)",
+        ),
+        "update": (
+            "the weight is not finite after the step, though its gradient was",
+            "look at eps, betas and lr in optimizer.param_groups",
+        ),
+    }[seen.quantity]
+    return Alarm(
+        kind="non-finite",
+        severity="error",
+        step=seen.step,
+        name=first,
+        what=what,
+        found=f"NaN or inf in the {seen.quantity} of {first}{others}",
+        wanted="finite values",
+        mend=mend,
+        rank=seen.rank,
+    )

@@ -31,9 +31,9 @@ def pack(arrays: Mapping[str, Array], level: int = 1) -> bytes:
     header: dict[str, list[object]] = {}
     planes: list[bytes] = []
     for name, given in arrays.items():
-        array = np.ascontiguousarray(given).reshape(np.shape(given))
+        array = np.ascontiguousarray(given).reshape(-1)
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
-        header[name] = [array.dtype.str, list(array.shape)]
+        header[name] = [array.dtype.str, list(np.shape(given))]
         planes.append(array.view(np.uint8).reshape(-1, array.itemsize).T.tobytes())
     text = json.dumps(header).encode()
     return zlib.compress(b"".join([struct.pack("<I", len(text)), text, *planes]), level)

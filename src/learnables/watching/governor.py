@@ -2,6 +2,7 @@
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from statistics import median
 from typing import final
 
@@ -41,6 +42,7 @@ class Governor:
         self._steps: deque[float] = deque(maxlen=31)
         self._looks: deque[float] = deque(maxlen=5)
         self._checks: deque[float] = deque(maxlen=31)
+        self._agreed: tuple[int, list[float]] | None = None
 
     def stepped(self, seconds: float) -> None:
         """Training took ``seconds`` since the last step."""
@@ -63,15 +65,34 @@ class Governor:
             return False
         if self.budget is None or not self._looks:
             return True
-        return self.spent + median(self._looks) <= self.budget * self.elapsed
+        spent, elapsed, _, look, _ = self._at(step)
+        return spent + look <= self.budget * elapsed
 
-    @property
-    def stride(self) -> int:
-        """A check between looks fits into half of the budget at every so many steps."""
-        if self.budget is None or len(self._steps) < 3 or not self._checks:
-            return 1
-        allowed = 0.5 * self.budget * median(self._steps)
-        return max(1, math.ceil(median(self._checks) / max(allowed, 1e-12)))
+    def watches(self, step: int) -> bool:
+        """Whether there is time for a check at this step: those get half of the budget."""
+        if self.budget is None:
+            return True
+        *_, seconds, _, check = self._at(step)
+        allowed = 0.5 * self.budget * seconds
+        return step % max(1, math.ceil(check / allowed) if allowed > 0 else 1) == 0
+
+    def clocks(self) -> list[float]:
+        """Spent, elapsed, and the medians of a step, a look and a check, in seconds."""
+        return [
+            self.spent,
+            self.elapsed,
+            *(median(times or [0.0]) for times in (self._steps, self._looks, self._checks)),
+        ]
+
+    def agree(self, step: int, clocks: Sequence[float]) -> None:
+        """From now on decide by these clocks, as every rank does, and no more by one's own."""
+        self._agreed = (step, list(clocks))
+
+    def _at(self, step: int) -> list[float]:
+        if self._agreed is None:
+            return self.clocks()
+        since, (spent, elapsed, seconds, look, check) = self._agreed
+        return [spent, elapsed + (step - since) * seconds, seconds, look, check]
 
     @property
     def overhead(self) -> float:

@@ -1,7 +1,7 @@
 """One look at a step: read before it, complete after it, pack, and read on the host."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -10,37 +10,52 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from learnables._torch import is_dtensor, own_share
 from learnables.entries import Entry
 from learnables.stats import Statistics, statistics
 from learnables.watching.encoding import Array
 from learnables.watching.gradient import Consumption, consumed, consumption, learning_rates
 from learnables.watching.observation import MOMENTS, Rows
+from learnables.watching.sentinel import Sentinel
 
 _HALF = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a look is to bring home."""
+    """What a look is to bring home.
+
+    Attributes:
+        quantities: Some of ``weight``, ``gradient``, ``update``.
+        histogram: Whether with histograms.
+        shared: Whether ranks hold shards, so that each counts its own share only.
+    """
 
     quantities: tuple[str, ...]
     histogram: bool
+    shared: bool = False
+
+    def share(self, x: Tensor) -> Tensor:
+        """The values of ``x`` that this rank counts."""
+        return own_share(x.detach()) if self.shared else x.detach()
 
 
 @dataclass
 class Part:
     """What one optimizer contributes to a look; ``entries`` are those it holds.
 
-    ``blocks`` are statistics of one quantity, with the index of the entry for each row.
+    ``blocks`` are statistics of one quantity, with the index of the entry for each row; ``still``
+    counts the elements with a gradient that did not change; ``defects`` are distances from sets.
     """
 
     entries: list[Entry]
     how: Consumption
     rates: list[float]
     stage: str = "step"
+    skipped: bool = False
     blocks: list[tuple[str, list[int], Statistics]] = field(default_factory=list)
     snapshot: list[Tensor] = field(default_factory=list)
-    lost: dict[int, Tensor] = field(default_factory=dict)
+    still: dict[int, Tensor] = field(default_factory=dict)
     defects: dict[int, Tensor] = field(default_factory=dict)
 
 
@@ -52,7 +67,14 @@ def begin(optimizer: Optimizer, entries: Sequence[Entry], wanted: Wanted) -> Par
     part = Part(held, how, [rates[entry.param] for entry in held], how.stage)
     read_gradients(part, wanted)
     if "update" in wanted.quantities:
-        part.snapshot = [entry.param.detach().clone() for entry in held]
+        part.snapshot = [wanted.share(entry.param).clone() for entry in held]
+    return part
+
+
+def leftover(entries: Sequence[Entry], wanted: Wanted) -> Part:
+    """Read weights and gradients of parameters that no optimizer holds."""
+    part = Part(list(entries), Consumption(None, None, ""), [math.nan] * len(entries), "")
+    read_gradients(part, wanted)
     return part
 
 
@@ -62,12 +84,12 @@ def read_gradients(part: Part, wanted: Wanted) -> None:
     tensors: list[Tensor] = []
     if "weight" in wanted.quantities:
         indices += [entry.index for entry in part.entries]
-        tensors += [entry.param.detach() for entry in part.entries]
+        tensors += [wanted.share(entry.param) for entry in part.entries]
     weights = len(tensors)
     if "gradient" in wanted.quantities:
         there = [(e.index, e.param.grad) for e in part.entries if e.param.grad is not None]
         indices += [index for index, _ in there]
-        tensors += consumed([gradient.detach() for _, gradient in there], part.how)
+        tensors += consumed([wanted.share(gradient) for _, gradient in there], part.how)
     seen = statistics(tensors, histogram=wanted.histogram)
     part.blocks = []
     if weights:
@@ -86,92 +108,153 @@ def complete(part: Part, wanted: Wanted) -> None:
         return
     changes = []
     for entry, before in zip(part.entries, part.snapshot, strict=True):
-        now = entry.param.detach()
+        now = wanted.share(entry.param)
         if now.dtype in _HALF:  # their difference need not be one of their own numbers
             changes.append(now.float() - before.float())
         else:
             changes.append(torch.sub(now, before, out=before))
-        if entry.param.grad is not None:
-            part.lost[entry.index] = _lost(entry.param.grad.detach(), changes[-1])
+        if entry.param.grad is not None and entry.param.grad.layout is torch.strided:
+            moved = wanted.share(entry.param.grad) != 0
+            part.still[entry.index] = (moved & (changes[-1] == 0)).sum()
     part.snapshot = []
     seen = statistics(changes, histogram=wanted.histogram)
     part.blocks.append(("update", [entry.index for entry in part.entries], seen))
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """The numbers of a look on the host."""
+
+    rows: dict[str, Rows]
+    columns: dict[str, Array]
+    skipped: bool
+    scale: float
+    steps: list[int]
+    squares: list[float]
+    skips: int
+    first: list[list[float]]
+    clocks: list[float]
 
 
 @final
 class Packed:
     """All numbers of a look as one tensor on its way to the host.
 
+    Where ranks hold shards, what they saw is put together here: one sum and one maximum over the
+    ranks, whatever the number of parameters.
+
     Args:
         parts: What the optimizers contributed.
         total: Number of entries of the model.
+        sentinel: What was seen between the looks.
+        clocks: Times of this rank; the largest over ranks come back.
+        shared: Whether each rank saw a part only.
+        base: A step before all that the sentinel saw.
 
     Attributes:
         stage: Where the gradients were read.
     """
 
-    def __init__(self, parts: Sequence[Part], total: int) -> None:
+    def __init__(
+        self,
+        parts: Sequence[Part],
+        total: int,
+        sentinel: Sentinel,
+        clocks: Sequence[float],
+        shared: bool,
+        base: int,
+    ) -> None:
+        self.stage = " and ".join(sorted({part.stage for part in parts if part.stage}))
+        self._total = total
+        self._skipped = any(part.skipped for part in parts)
         blocks = [block for part in parts for block in part.blocks]
         self._where = [(quantity, indices) for quantity, indices, _ in blocks]
-        self._total = total
-        self.stage = " and ".join(sorted({part.stage for part in parts}))
-        self._columns: list[tuple[str, list[int]]] = []
-        numbers: list[Tensor] = []
-        home = blocks[0][2].count.device if blocks else torch.device("cpu")
-        everything = Statistics.cat([seen.to(home) for _, _, seen in blocks]) if blocks else None
-        self._count = len(everything) if everything is not None else 0
-        if everything is not None:
-            numbers.append(everything.pack())
-        for name in ("lost", "defect"):
-            found = {k: v for part in parts for k, v in getattr(part, _FIELD[name]).items()}
-            self._columns.append((name, list(found)))
-            numbers += [value.reshape(1).double().to(home) for value in found.values()]
-        for flag in (part.how.overflow for part in parts):
-            numbers.append(_number(flag, 0.0, home))
-        for scale in (part.how.scale for part in parts):
-            numbers.append(_number(scale, 1.0, home))
-        self._parts = len(parts)
         self._rates = {e.index: r for p in parts for e, r in zip(p.entries, p.rates, strict=True)}
-        device = torch.cat(numbers)
+        home = sentinel.device
+        # ~ the one list of what is added over ranks, the other of what the largest is taken of
+        sums: dict[str, Tensor] = {}
+        most: dict[str, Tensor] = {}
+        self._count = sum(len(indices) for _, indices in self._where)
+        if self._count:
+            packed = Statistics.cat([seen.to(home) for _, _, seen in blocks]).pack()
+            sums["rows"], most["rows"] = packed[: -3 * self._count], packed[-3 * self._count :]
+        still = {index: x for part in parts for index, x in part.still.items()}
+        defects = {index: x for part in parts for index, x in part.defects.items()}
+        self._still, self._defects = list(still), list(defects)
+        self._steps, sums["sentinel"], first = sentinel.take()
+        sums["still"] = _row(still.values(), home)
+        most["defects"] = _row(defects.values(), home)
+        most["overflow"] = _row([p.how.overflow for p in parts if p.how.overflow is not None], home)
+        most["scale"] = _row([p.how.scale for p in parts if p.how.scale is not None], home)
+        most["clocks"] = torch.tensor(clocks, dtype=torch.float64, device=home)
+        if shared:
+            dist = torch.distributed
+            first = (first - base) * dist.get_world_size() + dist.get_rank()
+        most["first"] = -first
+        self._sizes = [(name, len(x)) for name, x in (*_named(sums, "+"), *_named(most, "^"))]
+        additive, largest = torch.cat(list(sums.values())), torch.cat(list(most.values()))
+        if shared:
+            dist.all_reduce(additive)
+            dist.all_reduce(largest, dist.ReduceOp.MAX)
         self._event: Any = None
-        if device.is_cuda:
-            self._host = torch.empty_like(device, device="cpu", pin_memory=True)
-            self._host.copy_(device, non_blocking=True)
+        numbers = torch.cat([additive, largest])
+        if numbers.is_cuda:
+            self._host = torch.empty_like(numbers, device="cpu", pin_memory=True)
+            self._host.copy_(numbers, non_blocking=True)
             self._event = torch.cuda.Event()  # type: ignore[no-untyped-call]
             self._event.record()
         else:
-            self._host = device.cpu()
+            self._host = numbers.cpu()
 
     @property
     def ready(self) -> bool:
         """Whether the copy has arrived."""
         return self._event is None or bool(self._event.query())
 
-    def read(self) -> tuple[dict[str, Rows], dict[str, Array], bool, float]:
-        """Rows, columns, whether the step was skipped, and the loss scale; waits for the copy."""
+    def read(self) -> Arrived:
+        """The numbers; waits for the copy."""
         if self._event is not None:
             self._event.synchronize()
-        host = self._host
-        tail = host[len(host) - 2 * self._parts :].tolist()
-        skipped, scale = any(tail[: self._parts]), max(tail[self._parts :], default=1.0)
-        length = len(host) - 2 * self._parts - sum(len(indices) for _, indices in self._columns)
-        rows = self._rows(Statistics.unpack(host[:length], self._count) if self._count else None)
+        got: dict[str, Tensor] = {}
+        at = 0
+        for name, size in self._sizes:
+            got[name] = self._host[at : at + size]
+            at += size
+        skipped = self._skipped or bool((got["^overflow"] != 0).any())
+        rows = {}
+        if self._count:
+            packed = torch.cat([got["+rows"], got["^rows"]])
+            rows = self._rows(Statistics.unpack(packed, self._count))
+        columns = {"lr": self._column(self._rates)}
+        if len(self._defects):
+            columns["defect"] = self._column(
+                dict(zip(self._defects, got["^defects"].tolist(), strict=True))
+            )
         if skipped:
             rows.pop("update", None)
-        columns = {"lr": self._column(self._rates)}
-        at = length
-        for name, indices in self._columns:
-            values = host[at : at + len(indices)].tolist()
-            at += len(indices)
-            if not (skipped and name == "lost"):
-                columns[name] = self._column(dict(zip(indices, values, strict=True)))
-        return rows, columns, skipped, scale
+        elif len(self._still) and "gradient" in rows:
+            column = self._column(dict(zip(self._still, got["+still"].tolist(), strict=True)))
+            moments = rows["gradient"].moments
+            with np.errstate(invalid="ignore", divide="ignore"):
+                columns["lost"] = column / (moments["count"] - moments["zeros"])
+        *squares, skips = got["+sentinel"].tolist()
+        first = (-got["^first"]).reshape(3, -1).tolist()
+        return Arrived(
+            rows=rows,
+            columns=columns,
+            skipped=skipped,
+            scale=max(got["^scale"].tolist(), default=1.0),
+            steps=self._steps,
+            squares=squares,
+            skips=round(skips),
+            first=first,
+            clocks=got["^clocks"].tolist(),
+        )
 
-    def _rows(self, seen: Statistics | None) -> dict[str, Rows]:
+    def _rows(self, seen: Statistics) -> dict[str, Rows]:
         found: dict[str, Rows] = {}
         start = 0
         for quantity, indices in self._where:
-            assert seen is not None
             part = seen[start : start + len(indices)]
             start += len(indices)
             if quantity not in found:
@@ -189,9 +272,6 @@ class Packed:
         return column
 
 
-_FIELD = {"lost": "lost", "defect": "defects"}
-
-
 def _no_rows(total: int, histogram: bool) -> Rows:
     whole = ("count", "zeros", "nonfinite")
     moments = {name: np.zeros(total, np.int64 if name in whole else np.float64) for name in MOMENTS}
@@ -200,26 +280,20 @@ def _no_rows(total: int, histogram: bool) -> Rows:
     return Rows(moments, np.zeros((total, 512), np.int64) if histogram else None)
 
 
-def _number(value: Tensor | None, default: float, home: torch.device) -> Tensor:
-    if value is None:
-        return torch.full((1,), default, dtype=torch.float64, device=home)
-    return value.detach().reshape(1).to(home, torch.float64)
+def _row(values: Iterable[Tensor], home: torch.device) -> Tensor:
+    listed = [value.detach().reshape(1).to(home, torch.float64) for value in values]
+    return torch.cat(listed) if listed else torch.zeros(0, dtype=torch.float64, device=home)
 
 
-def _lost(gradient: Tensor, change: Tensor) -> Tensor:
-    """Share of the elements with a gradient that did not change at all."""
-    if gradient.layout is not torch.strided or gradient.shape != change.shape:
-        return torch.full((), math.nan, dtype=torch.float64)
-    moved = gradient != 0
-    still = moved & (change == 0)
-    return still.sum().double() / moved.sum()
+def _named(tensors: Mapping[str, Tensor], mark: str) -> list[tuple[str, Tensor]]:
+    return [(mark + name, x) for name, x in tensors.items()]
 
 
 def _defect(entry: Entry) -> Tensor | None:
     """How far the parameter is from the set it was declared to stay in."""
     constraint = next((p.note.get("constraint") for p in entry.places), None)
     violation = getattr(constraint, "violation", None)
-    if violation is None:
+    if violation is None or is_dtensor(entry.param):  # a shard is not a point of the set
         return None
     found = violation(entry.param.detach())
     return torch.as_tensor(found).detach().double().max()

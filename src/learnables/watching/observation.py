@@ -65,7 +65,8 @@ class Observation:
             the share of elements with a gradient that did not change; ``defect``, the distance
             from the declared set.
         norms: Euclidean norm of the whole gradient at each step after the previous observation
-            up to this one; nan where it was not looked at.
+            up to this one; nan where there was no time to look at it.
+        skips: Steps skipped since the previous observation, this one included.
     """
 
     step: int
@@ -79,6 +80,7 @@ class Observation:
     rows: Mapping[str, Rows] = field(default_factory=dict)
     columns: Mapping[str, Array] = field(default_factory=dict)
     norms: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+    skips: int = 0
 
     @cached_property
     def ratio(self) -> Array:
@@ -105,6 +107,7 @@ def to_arrays(observation: Observation) -> dict[str, Array]:
     for name, column in observation.columns.items():
         arrays[f"column.{name}"] = column.astype(np.float32)
     arrays["norms"] = observation.norms.astype(np.float32)
+    arrays["skips"] = np.array(observation.skips, np.uint32)
     return arrays
 
 

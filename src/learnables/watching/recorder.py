@@ -1,6 +1,8 @@
 """`learnables.watch`: look at parameters, consumed gradients and updates while a model trains."""
 
 import contextlib
+import dataclasses
+import math
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from learnables._torch import is_dtensor, is_last_pre_hook, make_last_pre_hook
 from learnables.entries import Entry, entries
 from learnables.errors import LearnablesError, warn
 from learnables.select import Selector
@@ -21,10 +24,19 @@ from learnables.watching.alarms import Judge
 from learnables.watching.artifacts import document, images, table
 from learnables.watching.encoding import Array
 from learnables.watching.governor import Governor
-from learnables.watching.gradient import steppable
-from learnables.watching.look import Packed, Part, Wanted, begin, complete, read_gradients
+from learnables.watching.gradient import consumption, steppable
+from learnables.watching.look import (
+    Packed,
+    Part,
+    Wanted,
+    begin,
+    complete,
+    leftover,
+    read_gradients,
+)
 from learnables.watching.observation import QUANTITIES, Observation
 from learnables.watching.run import Run
+from learnables.watching.sentinel import Sentinel, Sighting, sightings
 from learnables.watching.sinks.base import Sink
 from learnables.watching.store import Store
 
@@ -154,7 +166,7 @@ class Watcher:
         resume: bool,
     ) -> None:
         _check(every, wanted, budget)
-        self._model, self._selector, self._wanted = model, selector, wanted
+        self._model, self._selector = model, selector
         self._optimizers = _optimizers(optimizer)
         self._counts = {id(o): step for o in self._optimizers}
         self._on_alarm = on_alarm
@@ -163,25 +175,30 @@ class Watcher:
         self.governor = Governor(every, budget)
         self._judge = Judge()
         self._unheard: list[Alarm] = []
+        self._observed, self._first_step, self._norms_until = 0, step, step
         self._waiting: set[int] = set()  # optimizers that the open look has not seen step
         self._parts: list[Part] = []
         self._looking_at: int | None = None
-        self._pending: tuple[int, Packed, list[str], list[int]] | None = None
+        self._pending: _Pending | None = None
         self._resumed_at: float | None = None  # when training went on after our last work
-        self._observed = 0
-        self._handles: list[Any] = []
+        self._skips = 0  # steps that a scaler did not call
+        self._handles: dict[int, Any] = {}
         self._unwrap: Callable[[], None] = lambda: None
         self._sinks: list[Sink] = []
         self._store: Store | None = None
         self._rows: list[int] = []  # the entries' rows in the database
-        self._entries = self._find()
-        if not _is_writer():
-            return
-        if to is not None:
+        self._entries: list[Entry] = []
+        self._described: list[Entry] = []  # the entries that the database knows
+        self._shared = any(is_dtensor(p) for p in model.parameters())
+        self._wanted = dataclasses.replace(wanted, shared=self._shared)
+        self._find()
+        self._writes = _is_rank_0()
+        if self._writes and to is not None:
             self._store = Store(to, meta={"every": every, "budget": budget}, resume=resume)
         self._describe()
-        self._sinks = list(sinks)
-        self._handles = [o.register_step_pre_hook(self._before) for o in self._optimizers]
+        self._sinks = list(sinks) if self._writes else []
+        hook = self._before if self._writes or self._shared else self._only_count
+        self._handles = {id(o): o.register_step_pre_hook(hook) for o in self._optimizers}
         if scaler is not None:
             self._unwrap = _wrap(scaler, self._skipped)
 
@@ -251,6 +268,9 @@ class Watcher:
 
     # --- inside the optimizer's step --------------------------------------------------------------
 
+    def _only_count(self, optimizer: Optimizer, *_: object) -> None:
+        self._counts[id(optimizer)] += 1
+
     def _before(
         self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> "_Step | None":
@@ -260,115 +280,186 @@ class Watcher:
         if self._resumed_at is not None:
             self.governor.stepped(begun - self._resumed_at)
         changed: _Step | None = None
+        looks = False
         with self._failing_open(), torch.no_grad():
-            self._drain()
+            if not self._shared:  # ranks that share a look must read it at the same step
+                self._drain()
             self._counts[id(optimizer)] += 1
-            if self._wants(optimizer):
-                changed = self._look(optimizer, args, kwargs, begun)
+            looks = self._opens(optimizer)
+            if looks or self.governor.watches(self._counts[id(optimizer)]):
+                changed = self._look(optimizer, args, kwargs, looks, begun)
         self._resumed_at = time.perf_counter()
         self._announce()
         return changed
 
-    def _wants(self, optimizer: Optimizer) -> bool:
+    def _opens(self, optimizer: Optimizer) -> bool:
         """Whether this optimizer's step belongs to a look; opens one where it is time."""
         key = id(optimizer)
         if self._looking_at is not None and key not in self._waiting:
             self._finish()  # somebody steps again, so who is still waited for does not step now
         ahead = max((n for k, n in self._counts.items() if k != key), default=-1)
         count = self._counts[key]
-        if self._looking_at is None and count > ahead and self.governor.due(count):
-            self._looking_at, self._waiting = count, set(self._counts)
-            self._entries = self._find()
-            self._describe()
+        if self._looking_at is None and count > ahead:
+            if self._shared and count % self.governor.every == 0:
+                self._drain(wait=True)
+            if self.governor.due(count):
+                self._looking_at, self._waiting = count, set(self._counts)
+                self._find()
+                self._describe()
         return self._looking_at is not None
 
     def _look(
-        self, optimizer: Optimizer, args: tuple[Any, ...], kwargs: dict[str, Any], begun: float
+        self,
+        optimizer: Optimizer,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        looks: bool,
+        begun: float,
     ) -> "_Step | None":
-        part = begin(optimizer, self._entries, self._wanted)
-        self._parts.append(part)
+        """Look before the step, with ``looks``, or only check; arrange to do so after it."""
+        step, held = self._counts[id(optimizer)], self._held[id(optimizer)]
+        closure = _closure(args, kwargs)
+        if closure is None:
+            self._check_gradients(step, optimizer, held)
+        part: Part | None = None
+        if looks:
+            if not self._parts and self._rest:
+                self._parts.append(leftover(self._rest, self._wanted))
+            part = begin(optimizer, held, self._wanted)
+            if not is_last_pre_hook(optimizer, self._handles[id(optimizer)]):
+                part.stage += ", before other hooks"
+            self._parts.append(part)
         handles: list[Any] = []
 
         def after(optimizer: Optimizer, *_: object) -> None:
             handles[0].remove()
-            begun = time.perf_counter()
-            with self._failing_open(), torch.no_grad():
-                complete(part, self._wanted)
-                self._waiting.discard(id(optimizer))
-                if not self._waiting:
-                    self._finish()
-            self._resumed_at = time.perf_counter()
-            self.governor.looked(cost + self._resumed_at - begun)
-            self._announce()
+            self._after(optimizer, held, step, part, spent)
 
         # Registered only now, so that it runs after everybody else's post-hooks: the update then
         # includes what they project.
         handles.append(optimizer.register_step_post_hook(after))
-        cost = time.perf_counter() - begun
-        return self._read_in_closure(part, args, kwargs)
-
-    def _read_in_closure(
-        self, part: Part, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> "_Step | None":
-        """Where the optimizer calls for its gradients itself, read them when they are there."""
-        at = next((i for i, a in enumerate(args[1:], 1) if callable(a)), None)
-        closure = kwargs.get("closure") if at is None else args[at]
+        spent = time.perf_counter() - begun
         if closure is None:
             return None
 
         def wrapped() -> Any:
+            """Optimizers that ask for their gradients: these are there at the closure's end."""
             loss = closure()
             with self._failing_open(), torch.no_grad():
-                read_gradients(part, self._wanted)
-                part.stage = "closure"
+                self._check_gradients(step, optimizer, held)
+                if part is not None:
+                    read_gradients(part, self._wanted)
+                    part.stage = "closure"
             return loss
 
-        if at is None:
-            return args, {**kwargs, "closure": wrapped}
-        return (*args[:at], wrapped, *args[at + 1 :]), kwargs
+        return _with_closure(args, kwargs, wrapped)
+
+    def _after(
+        self, optimizer: Optimizer, held: list[Entry], step: int, part: Part | None, spent: float
+    ) -> None:
+        begun = time.perf_counter()
+        with self._failing_open(), torch.no_grad():
+            handle = self._handles.get(id(optimizer))
+            if handle is not None and not is_last_pre_hook(optimizer, handle):
+                make_last_pre_hook(optimizer, handle)
+            weights = [self._wanted.share(entry.param) for entry in held]
+            self._sighted(self._sentinel.after(step, [e.index for e in held], weights))
+            if part is not None:
+                complete(part, self._wanted)
+                self._waiting.discard(id(optimizer))
+                if not self._waiting:
+                    self._finish()
+        self._resumed_at = time.perf_counter()
+        cost = spent + self._resumed_at - begun
+        (self.governor.checked if part is None else self.governor.looked)(cost)
+        self._announce()
+
+    def _check_gradients(self, step: int, optimizer: Optimizer, held: list[Entry]) -> None:
+        share = self._wanted.share
+        gradients = [None if e.param.grad is None else share(e.param.grad) for e in held]
+        weights = [share(e.param) for e in held]
+        indices = [e.index for e in held]
+        how = consumption(optimizer)
+        self._sighted(self._sentinel.before(step, indices, weights, gradients, how))
 
     def _skipped(self, optimizer: Optimizer) -> None:
-        """The scaler did not call the optimizer's step."""
-        if id(optimizer) in self._counts:
+        """The scaler found an overflow and did not call the optimizer's step."""
+        if id(optimizer) not in self._counts or not self._handles:
+            return
+        with self._failing_open(), torch.no_grad():
             self._counts[id(optimizer)] += 1
+            self._skips += 1
+            if self._writes and not self._shared and self._opens(optimizer):
+                part = begin(optimizer, self._held[id(optimizer)], self._wanted)
+                part.snapshot = []
+                part.stage = "step, skipped by the scaler"
+                part.skipped = True
+                self._parts.append(part)
+                self._finish()
 
     def _finish(self) -> None:
         """Pack the open look and send it on its way to the host."""
         if self._looking_at is not None and self._parts:
             self._drain(wait=True)
-            packed = Packed(self._parts, len(self._entries))
-            names = [entry.name for entry in self._entries]
-            self._pending = (self._looking_at, packed, names, self._rows)
+            packed = Packed(
+                self._parts,
+                len(self._entries),
+                self._sentinel,
+                self.governor.clocks(),
+                self._shared,
+                self._first_step,
+            )
+            names = tuple(entry.name for entry in self._entries)
+            skips, self._skips = self._skips, 0
+            self._pending = _Pending(self._looking_at, packed, names, self._rows, skips)
         self._looking_at, self._parts, self._waiting = None, [], set()
-        self._drain()
+        if not self._shared:
+            self._drain()
 
     def _drain(self, wait: bool = False) -> None:
-        """Write the look that has arrived on the host, if one has."""
-        if self._pending is None or not (wait or self._pending[1].ready):
+        """Take in the look that has arrived on the host, if one has."""
+        if self._pending is None or not (wait or self._pending.packed.ready):
             return
-        (step, packed, names, which), self._pending = self._pending, None
-        rows, columns, skipped, scale = packed.read()
+        sent, self._pending = self._pending, None
+        arrived = sent.packed.read()
+        if self._shared:
+            self.governor.agree(sent.step, arrived.clocks)
+        if not self._writes:
+            return
+        world = torch.distributed.get_world_size() if self._shared else 1
+        for sighting in sightings(arrived.first, world, self._first_step):
+            self._sighted(sighting)
+        norms = np.full(sent.step - self._norms_until, np.nan, np.float32)
+        for step, square in zip(arrived.steps, arrived.squares, strict=True):
+            if step > self._norms_until:
+                norms[step - self._norms_until - 1] = math.sqrt(square) if square >= 0 else math.nan
+        self._norms_until = sent.step
         observation = Observation(
-            step=step,
+            step=sent.step,
             time=time.time(),
-            names=tuple(names),
-            stage=packed.stage,
-            skipped=skipped,
-            scale=scale,
+            names=sent.names,
+            stage=sent.packed.stage,
+            skipped=arrived.skipped,
+            scale=arrived.scale,
             every=self.governor.every,
             seconds=self.governor.spent,
-            rows=rows,
-            columns=columns,
-            norms=np.zeros(0, np.float32),
+            rows=arrived.rows,
+            columns=arrived.columns,
+            norms=norms,
+            skips=arrived.skips + sent.skips,
         )
         self._observed += 1
         if self._store:
-            self._store.add_observation(observation, which)
+            self._store.add_observation(observation, sent.rows)
         for sink in self._sinks:
             sink.observation(observation)
         self._raise(self._judge(observation))
 
     # --- alarms, failures, the end ----------------------------------------------------------------
+
+    def _sighted(self, sighting: Sighting | None) -> None:
+        if sighting is not None:
+            self._raise(self._judge.sighted(sighting, [entry.name for entry in self._entries]))
 
     def _raise(self, alarms: Iterable[Alarm]) -> None:
         for alarm in alarms:
@@ -416,8 +507,8 @@ class Watcher:
             print(warning, file=sys.stderr)
 
     def _let_go(self) -> None:
-        handles, self._handles = self._handles, []
-        for handle in handles:
+        handles, self._handles = self._handles, {}
+        for handle in handles.values():
             handle.remove()
         self._unwrap()
         self._looking_at, self._parts, self._pending = None, [], None
@@ -444,18 +535,57 @@ class Watcher:
 
     # --- who is watched ---------------------------------------------------------------------------
 
-    def _find(self) -> list[Entry]:
-        held = {p for o in self._optimizers for group in o.param_groups for p in group["params"]}
+    def _find(self) -> None:
+        """Walk the model and the optimizers again: parameters may have come or gone."""
+        holds = {
+            id(o): {p for group in o.param_groups for p in group["params"]}
+            for o in self._optimizers
+        }
+        held = set().union(*holds.values())
         every = [e for e in entries(self._model) if e.trainable or e.param in held]
-        found = list(pick(every, self._selector))
-        return [Entry(e.param, e.places, i) for i, e in enumerate(found)]
+        found = [Entry(e.param, e.places, i) for i, e in enumerate(pick(every, self._selector))]
+        if [e.names for e in found] == [e.names for e in self._entries] and all(
+            new.param is old.param for new, old in zip(found, self._entries, strict=True)
+        ):
+            return
+        self._entries = found
+        self._held = {key: [e for e in found if e.param in mine] for key, mine in holds.items()}
+        self._rest = [e for e in found if e.param not in held]
+        device = found[0].param.device
+        self._sentinel = Sentinel(len(found), device, self._shared)
 
     def _describe(self) -> None:
-        if self._store:
+        if self._store and self._described is not self._entries:
+            self._described = self._entries
             self._rows = self._store.add_parameters([_facts(entry) for entry in self._entries])
 
 
-def _is_writer() -> bool:
+@dataclasses.dataclass(frozen=True)
+class _Pending:
+    """A look on its way to the host, and what it is about."""
+
+    step: int
+    packed: Packed
+    names: tuple[str, ...]
+    rows: list[int]
+    skips: int
+
+
+def _closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Callable[[], Any] | None":
+    """What ``optimizer.step`` was given to evaluate the model with."""
+    found: Callable[[], Any] | None = args[1] if len(args) > 1 else kwargs.get("closure")
+    return found if callable(found) else None
+
+
+def _with_closure(
+    args: tuple[Any, ...], kwargs: dict[str, Any], closure: Callable[[], Any]
+) -> "_Step":
+    if len(args) > 1:
+        return (args[0], closure, *args[2:]), kwargs
+    return args, {**kwargs, "closure": closure}
+
+
+def _is_rank_0() -> bool:
     distributed = torch.distributed
     return not (
         distributed.is_available() and distributed.is_initialized() and distributed.get_rank()

@@ -365,7 +365,8 @@ def _observation(row: _Row, described: dict[int, Described]) -> Observation:
     _seq, step, time, stage, skipped, scale, every, seconds, which, numbers = row
     raw = bytes(which)
     ids = struct.unpack(f"<{len(raw) // 4}I", raw)
-    rows, columns, norms = from_arrays(unpack(bytes(numbers)))
+    arrays = unpack(bytes(numbers))
+    rows, columns, norms = from_arrays(arrays)
     return Observation(
         step=int(step),
         time=float(time),
@@ -378,6 +379,7 @@ def _observation(row: _Row, described: dict[int, Described]) -> Observation:
         rows=rows,
         columns=columns,
         norms=norms,
+        skips=int(arrays["skips"]),
     )
 
 
