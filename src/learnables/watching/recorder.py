@@ -261,7 +261,7 @@ class Watcher:
         with self._failing_open():
             self._finish()
             self._drain()
-            if self._handles and self._observed:
+            if self._handles and self._writes and self.governor.budget is not None:
                 print(self._cost(), file=sys.stderr)
         self._let_go()
         self._announce()
@@ -389,7 +389,7 @@ class Watcher:
         with self._failing_open(), torch.no_grad():
             self._counts[id(optimizer)] += 1
             self._skips += 1
-            if self._writes and not self._shared and self._opens(optimizer):
+            if (self._writes or self._shared) and self._opens(optimizer):
                 part = begin(optimizer, self._held[id(optimizer)], self._wanted)
                 part.snapshot = []
                 part.stage = "step, skipped by the scaler"
