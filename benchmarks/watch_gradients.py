@@ -3,9 +3,10 @@
 Every cell trains a model whose parameters are set to zero before each step, by SGD with learning
 rate 1: then the new parameter *is* minus the consumed gradient, in every bit, and nothing about the
 optimizer has to be trusted. (FSDP2 knows no fused SGD; the fused cells take Adam with both betas 0
-and lr = eps = 2^40, whose update is 2^40 · g / (|g| + 2^40), which rounds to g.) What `learnables.watch` recorded must have the same count, minimum,
-maximum, zeros and histogram, and the same sum of squares to 1e-6. One step in each cell with a
-scaler overflows; it must be marked as skipped.
+and lr = eps = 2^40, whose update is 2^40 · g / (|g| + 2^40), which rounds to g.) What
+`learnables.watch` recorded must have the same count, minimum, maximum, zeros and histogram, and the
+same sum of squares to 1e-6. One step in each cell with a scaler overflows; it must be marked as
+skipped.
 
 Beside it: what a `Tensor.register_hook`, the mechanism of `wandb.watch`, sees in the same steps.
 
