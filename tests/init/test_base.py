@@ -137,3 +137,30 @@ def test_a_sharded_parameter_gets_what_one_process_would_draw(tmp_path: Path) ->
         for name, param in alone.named_parameters():
             assert torch.equal(found[name], param), (rank, name)
         assert torch.equal(found["initial"], alone.drawn[4 * rank : 4 * rank + 4])
+
+
+def test_prints_as_one_would_type_it() -> None:
+    shown = {
+        "trunc_normal(0.02)": init.trunc_normal(),
+        "uniform(-0.1, 0.1)": init.uniform(-0.1, 0.1),
+        "variance_scaling(2, 'fan_out')": init.variance_scaling(2.0, "fan_out"),
+        "log(arange(1))": init.log(init.arange(1)),
+        "like(…, 'moments')": init.like(torch.zeros(2), "moments"),
+        "identity(1)": init.identity(),
+    }
+    assert {text: repr(one) for text, one in shown.items()} == {text: text for text in shown}
+
+
+class Halves(init.Initializer):
+    """Somebody's own."""
+
+    def fill_(self, x, *, role, generator) -> None:
+        x.fill_(0.5)
+
+    def wanted_std(self, shape, *, role=None) -> float:
+        return 0.0
+
+
+def test_your_own_initialiser_needs_two_methods() -> None:
+    assert ln.parameter(2, init=Halves(), dtype=torch.bfloat16).tolist() == [0.5, 0.5]
+    assert "Halves" in repr(Halves())

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from learnables.errors import ShapeError
-from learnables.nn.color import ColorMatrix
+from learnables.nn.color import ColorLUT, ColorMatrix
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])
@@ -42,3 +42,56 @@ def test_matrix_decays_toward_the_identity() -> None:
 def test_an_image_of_other_channels_is_refused() -> None:
     with pytest.raises(ShapeError, match=r"\(B, 3, H, W\)"):
         ColorMatrix(3)(torch.zeros(1, 4, 2, 2))
+
+
+def slow_lookup(table: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+    """Eight corners of the cell that a pixel is in, weighed by hand."""
+    size, y = table.shape[1], torch.zeros_like(x)
+    for b in range(x.shape[0]):
+        for i in range(x.shape[2]):
+            for j in range(x.shape[3]):
+                red, green, blue = (x[b, :, i, j].clamp(0, 1) * (size - 1)).tolist()
+                for corner in range(8):
+                    weight, index = 1.0, []
+                    for bit, at in ((1, blue), (2, green), (4, red)):
+                        low = min(int(at), size - 2)
+                        high = bool(corner & bit)
+                        weight *= at - low if high else 1 - (at - low)
+                        index.append(low + high)
+                    y[b, :, i, j] += weight * table[:, index[0], index[1], index[2]]
+    return y
+
+
+def test_lookup_is_trilinear_with_red_running_fastest() -> None:
+    torch.manual_seed(0)
+    lut, x = ColorLUT(4), torch.rand(2, 3, 3, 4) * 1.4 - 0.2
+    with torch.no_grad():
+        lut.table.normal_()
+    torch.testing.assert_close(lut(x), slow_lookup(lut.table.detach(), x), atol=1e-5, rtol=1e-5)
+
+
+def test_identity_table_returns_the_image_and_clips_what_lies_beyond() -> None:
+    x = torch.rand(2, 3, 5, 7) * 2 - 0.5
+    torch.testing.assert_close(ColorLUT(17)(x), x.clamp(0, 1), atol=1e-6, rtol=0)
+
+
+def test_an_identity_stays_one_on_another_lattice() -> None:
+    small, large = ColorLUT(9), ColorLUT(33)
+    large.load_state_dict(small.state_dict())
+    torch.testing.assert_close(large.table, ColorLUT(33).table, atol=1e-6, rtol=0)
+    with pytest.raises(ShapeError, match="not its channels"):
+        large.load_state_dict({"table": torch.zeros(1, 9, 9, 9)})
+
+
+def test_regularisers_are_zero_where_the_table_is_even_and_rising() -> None:
+    lut = ColorLUT(5)
+    assert lut.monotonicity().item() == 0
+    torch.testing.assert_close(lut.total_variation(), torch.tensor([1 / 3 * 0.25**2 * 3]))
+    with torch.no_grad():
+        lut.table.neg_()
+    assert lut.monotonicity().item() == pytest.approx(1 / 3 * 0.25 * 3)
+
+
+def test_a_table_refuses_other_channels() -> None:
+    with pytest.raises(ShapeError, match="three channels"):
+        ColorLUT(5)(torch.zeros(1, 4, 2, 2))

@@ -4,12 +4,20 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import nn
 
+import learnables as ln
 from learnables.errors import ShapeError
-from learnables.nn.positions import Positions2d
-from learnables.nn.resample import ResampleGrid, resample_grid
+from learnables.nn import (
+    FactorizedPositions,
+    FramePositions,
+    LevelEmbedding,
+    Positions1d,
+    Positions2d,
+)
+from learnables.nn.resample import _square_or_like, resample_grid
 
 GOLDENS = Path(__file__).parents[1] / "goldens"
 MAKER = runpy.run_path(str(GOLDENS / "position_table.py"))
@@ -70,7 +78,7 @@ def test_the_grid_travels_through_torch_save_and_through_a_parent_module() -> No
 def test_without_metadata_the_source_is_square_or_of_the_same_aspect_ratio(
     rows: int, grid: tuple[int, int], guessed: tuple[int, int] | None
 ) -> None:
-    assert ResampleGrid(grid)._guess(rows) == guessed
+    assert _square_or_like(rows, grid) == guessed
 
 
 def test_a_source_that_cannot_be_told_says_how_to_tell_it() -> None:
@@ -101,3 +109,73 @@ def test_forward_on_another_grid_resamples_on_the_way() -> None:
 def test_forward_refuses_another_number_of_tokens() -> None:
     with pytest.raises(ShapeError, match="17: 1 prefix"):
         Positions2d(4, 8, prefix=1)(torch.zeros(1, 16, 8))
+
+
+def test_a_line_of_positions_is_sliced_and_can_start_later() -> None:
+    positions, x = Positions1d(9, 4), torch.randn(2, 5, 4)
+    torch.testing.assert_close(positions(x), x + positions.table[:, :5])
+    torch.testing.assert_close(positions(x, start=3), x + positions.table[:, 3:8])
+    for start in (5, -1):
+        with pytest.raises(ShapeError, match="at most 9"):
+            positions(x, start=start)
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "dim"),
+    [
+        (lambda n: Positions1d(n, 4), "table", 1),
+        (lambda n: FramePositions(n, 4), "table", 0),
+        (lambda n: FactorizedPositions((n, 3), 4), "rows", 0),
+        (lambda n: FactorizedPositions((3, n), 4), "columns", 0),
+    ],
+)
+@pytest.mark.parametrize("sizes", [(12, 5), (5, 12)])
+def test_another_length_is_resampled_along_its_axis(make, name, dim, sizes) -> None:
+    source, target = make(sizes[0]), make(sizes[1])
+    target.load_state_dict(source.state_dict())
+    value = source.get_parameter(name).detach().movedim(dim, 0).reshape(sizes[0], -1)
+    slow = F.interpolate(
+        value.T[None, :, :, None], size=(sizes[1], 1), mode="bicubic", antialias=True
+    )[0, :, :, 0].T
+    found = target.get_parameter(name).detach().movedim(dim, 0).reshape(sizes[1], -1)
+    torch.testing.assert_close(found, slow)
+
+
+def test_a_constant_line_stays_constant_whatever_its_length() -> None:
+    source, target = Positions1d(7, 3, init=ln.init.ones()), Positions1d(20, 3)
+    target.load_state_dict(source.state_dict())
+    torch.testing.assert_close(target.table.detach(), torch.ones(1, 20, 3))
+
+
+def test_rows_and_columns_are_added_place_by_place() -> None:
+    positions, x = FactorizedPositions((4, 5), 3, prefix=1), torch.randn(2, 1 + 6, 3)
+    y = positions(x, grid=(2, 3))
+    assert torch.equal(y[:, 0], x[:, 0])
+    for place in range(6):
+        wanted = x[:, 1 + place] + positions.rows[place // 3] + positions.columns[place % 3]
+        torch.testing.assert_close(y[:, 1 + place], wanted)
+    for grid in ((2, 2), (5, 3)):
+        with pytest.raises(ShapeError, match="fill the grid"):
+            positions(x, grid=grid)
+
+
+def test_frames_get_one_vector_each() -> None:
+    positions, x = FramePositions(5, 3), torch.randn(2, 4, 6, 3)
+    y = positions(x)
+    for frame in range(4):
+        torch.testing.assert_close(y[:, frame], x[:, frame] + positions.table[frame])
+    flat = torch.randn(2, 4, 3)
+    torch.testing.assert_close(positions(flat), flat + positions.table[:4])
+    with pytest.raises(ShapeError, match="at most 5"):
+        positions(torch.zeros(2, 6, 1, 3))
+
+
+def test_levels_are_added_by_number_or_by_index() -> None:
+    levels, x = LevelEmbedding(3, 4), torch.randn(2, 5, 4)
+    torch.testing.assert_close(levels(x, 2), x + levels.table[2])
+    index = torch.tensor([[0, 1, 2, 0, 1], [2, 2, 2, 0, 0]])
+    torch.testing.assert_close(levels(x, index), x + levels.table[index])
+    more = LevelEmbedding(5, 4)
+    more.load_state_dict(levels.state_dict())
+    assert torch.equal(more.table[:3], levels.table)
+    assert more.table[3:].abs().max() > 0

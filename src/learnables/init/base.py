@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import Field, fields, is_dataclass
 from typing import TypeAlias
 
 import torch
@@ -52,6 +53,22 @@ class Initializer(ABC):
             lambda whole: self.fill_(whole, role=role, generator=generator),
             direct=x.dtype in _WIDE and x.is_contiguous(),
         )
+
+    def __repr__(self) -> str:
+        """As one would type it: every value up to the last that differs from its default."""
+        if not is_dataclass(self):
+            return object.__repr__(self)
+        mine = fields(self)
+        while len(mine) > 1 and getattr(self, mine[-1].name) == mine[-1].default:
+            mine = mine[:-1]
+        return f"{type(self).__name__}({', '.join(_typed(self, one) for one in mine)})"
+
+
+def _typed(init: Initializer, one: "Field[object]") -> str:
+    value = getattr(init, one.name)
+    if not one.repr:
+        return "…"
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 
 Init: TypeAlias = Initializer | Callable[[Tensor], Tensor]

@@ -12,7 +12,7 @@ from learnables.init.fans import as_read, at_centre
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class constant(Initializer):  # noqa: N801 - reads as torch's function of the same name
     """Every entry is ``value``.
 
@@ -44,7 +44,7 @@ def ones() -> constant:
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class identity(Initializer):  # noqa: N801 - reads as torch's function of the same name
     """``gain`` times the identity in the last two dimensions; every leading dimension is a batch.
 
@@ -82,7 +82,7 @@ class identity(Initializer):  # noqa: N801 - reads as torch's function of the sa
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class arange(Initializer):  # noqa: N801 - reads as torch's function of the same name
     """``start, start + step, …`` along the last dimension, the same in all others.
 
@@ -105,7 +105,7 @@ class arange(Initializer):  # noqa: N801 - reads as torch's function of the same
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class log(Initializer):  # noqa: N801 - named after what it does
     """The logarithm of what ``of`` gives: for parameters that are used as ``exp(parameter)``.
 
@@ -129,7 +129,7 @@ class log(Initializer):  # noqa: N801 - named after what it does
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class softplus_inverse(Initializer):  # noqa: N801 - named after what it does
     """log(eʸ − 1) of what ``of`` gives: for parameters that are used as ``softplus(parameter)``.
 

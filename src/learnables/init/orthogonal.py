@@ -14,7 +14,7 @@ from learnables.init.fans import as_read, at_centre
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class orthogonal(Initializer):  # noqa: N801 - reads as torch's function of the same name
     """``gain`` times a random matrix whose rows, or columns where there are fewer, are orthonormal.
 
@@ -51,7 +51,7 @@ class orthogonal(Initializer):  # noqa: N801 - reads as torch's function of the 
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class delta_orthogonal(Initializer):  # noqa: N801 - named as in other libraries
     """A convolution that keeps the length of every image: orthonormal at its centre, 0 around it.
 

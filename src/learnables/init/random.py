@@ -12,7 +12,7 @@ from learnables.init.base import Initializer
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class uniform(Initializer):  # noqa: N801 - reads as torch's function of the same name
     """Uniform between ``low`` and ``high``; each part of a complex tensor on its own.
 
@@ -39,7 +39,7 @@ class uniform(Initializer):  # noqa: N801 - reads as torch's function of the sam
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class normal(Initializer):  # noqa: N801 - reads as torch's function of the same name
     """Normal with standard deviation ``std`` around ``mean``.
 
@@ -65,7 +65,7 @@ class normal(Initializer):  # noqa: N801 - reads as torch's function of the same
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class trunc_normal(Initializer):  # noqa: N801 - reads as torch's function of the same name
     """Normal with standard deviation ``std``, cut off at ``mean ± cut · std``.
 
@@ -109,7 +109,7 @@ class trunc_normal(Initializer):  # noqa: N801 - reads as torch's function of th
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class log_uniform(Initializer):  # noqa: N801 - named as the others
     """Positive, with the logarithm uniform: every factor of ten is equally likely.
 

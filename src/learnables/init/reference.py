@@ -11,7 +11,7 @@ from learnables.init.base import Initializer
 
 
 @final
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, repr=False, eq=False)
 class like(Initializer):  # noqa: N801 - named after what it does
     """Start as another tensor does: with its values, or with new ones that look like its own.
 

@@ -17,7 +17,7 @@ Distribution = Literal["normal", "uniform", "trunc_normal"]
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class variance_scaling(Initializer):  # noqa: N801 - named as in other libraries
     """Variance ``scale / fan``, exactly, whatever the distribution.
 

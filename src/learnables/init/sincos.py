@@ -12,7 +12,7 @@ from learnables.init.base import Initializer
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class sincos1d(Initializer):  # noqa: N801 - named as in other libraries
     """Row n is sin(n ω) followed by cos(n ω), ω falling from 1 to nearly 1 / ``temperature``.
 
@@ -40,7 +40,7 @@ class sincos1d(Initializer):  # noqa: N801 - named as in other libraries
 
 
 @final
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class sincos2d(Initializer):  # noqa: N801 - named as in other libraries
     """Half of the features encode the row of a grid, half the column, as `sincos1d` each.
 
