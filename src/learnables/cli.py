@@ -1,5 +1,8 @@
 """The command line. Each command imports what it needs inside, so that ``--help`` is quick."""
 
+from pathlib import Path
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(
@@ -20,6 +23,95 @@ def learnables() -> None:
 
 
 # --- train -----------------------------------------------------------------------------------
+
+train = typer.Typer(help="Train a model from scratch with a recipe.", no_args_is_help=True)
+app.add_typer(train, name="train")
+
+
+@train.command()
+def vit(
+    data: Annotated[
+        str | None,
+        typer.Option(help="digits (default), fashion-mnist, or a folder of images."),
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(help="Where the files of fashion-mnist lie.")
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option(
+            help="digits, fashion-mnist, fashion-mnist-gpu or folder; by --data if not said."
+        ),
+    ] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training images.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per step, over all processes and micro-batches.")
+    ] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Micro-batches per process and step.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Highest learning rate.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    compile: Annotated[
+        bool | None, typer.Option("--compile", help="Compile the model with torch.compile.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything that is random.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="auto (default), cpu, cuda, cuda:1, mps.")
+    ] = None,
+    max_steps: Annotated[
+        int | None, typer.Option(help="Stop after this many steps: a dry run.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", help="Any other setting: --set dim=96 --set mixup=0.2; see docs/en/vit.md."
+        ),
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the run; that of the data if not said.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Where runs go.")] = Path("runs"),
+    resume: Annotated[
+        Path | None, typer.Option(help="Folder of a run to go on with; alone, or with --device.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads per process; torch decides if not said.")
+    ] = None,
+) -> None:
+    """Train a Vision Transformer: audited before the first step, watched, with a report at the end.
+
+    Under torchrun, the processes that it starts train one model together.
+
+    Raises:
+        Exit: With code 130, after Ctrl-C.
+    """
+    from learnables.recipes.vit.command import run
+
+    given = {
+        "data_dir": data_dir,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "accumulate": accumulate,
+        "lr": lr,
+        "precision": precision,
+        "compile": compile,
+        "seed": seed,
+        "device": device,
+        "max_steps": max_steps,
+    }
+    code = run(
+        {key: value for key, value in given.items() if value is not None},
+        set_ or [],
+        data=data,
+        preset=preset,
+        name=name,
+        out=out,
+        resume=resume,
+        threads=threads,
+    )
+    if code:
+        raise typer.Exit(code)
 
 
 # --- watch: report, watch, runs, compare, export ----------------------------------------------

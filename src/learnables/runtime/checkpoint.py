@@ -23,7 +23,7 @@ from torch.optim import Optimizer
 
 from learnables._torch import distribute_like, gather, is_dtensor, storage_key, without_wrappers
 from learnables.entries import Entry, entries
-from learnables.errors import CheckpointError, warn
+from learnables.errors import CheckpointError, LearnablesError, warn
 from learnables.notes import note_of, put_note
 from learnables.policy.attach import attach, attachment_of
 from learnables.runtime.atomic import replace_file
@@ -31,7 +31,7 @@ from learnables.runtime.plain import flatten, unflatten
 
 FORMAT = 1
 _OURS = "learnables/"
-_SHOWN = 8  # how many names an error message lists
+_SHOWN = 40  # how many names an error message lists
 # How a step is computed, not what it computes: the optimizer that loads keeps its own choice.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 
@@ -478,7 +478,7 @@ def _load_model(checkpoint: Checkpoint, model: nn.Module, strict: bool) -> None:
     complaint = ""
     try:
         model.load_state_dict(state, strict=False)
-    except RuntimeError as error:
+    except (RuntimeError, LearnablesError) as error:  # a shape, or a rule for shapes
         complaint = str(error)
     if not complaint and not (strict and (missing or unexpected)):
         return
@@ -486,7 +486,7 @@ def _load_model(checkpoint: Checkpoint, model: nn.Module, strict: bool) -> None:
         for key, x in model.state_dict().items():
             if key in before:
                 x.copy_(before[key])
-    resized = _with_resize(model)
+    resized = _with_resize(model) if complaint.startswith("Error(s) in loading") else set()
     misshapen = [
         f"{names[key]} {tuple(shape)} instead of {tuple(own[key].shape)}"
         for key, shape in shapes.items()

@@ -1,0 +1,93 @@
+"""What a trained model gets right and wrong, as numbers and pictures."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from learnables.models.vit import ViT
+from learnables.recipes.vit.crew import Crew
+from learnables.recipes.vit.data import Split
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """How a model does on some images.
+
+    Attributes:
+        confusion: Row = true class, column = predicted class, entry = images. Shape ``(K, K)``.
+        predicted: Predicted class of the images that this process saw. Shape ``(n,)``.
+        scores: Largest softmax probability of each. Shape ``(n,)``.
+        rows: Which images those were. Shape ``(n,)``.
+    """
+
+    confusion: Tensor
+    predicted: Tensor
+    scores: Tensor
+    rows: Tensor
+
+    @property
+    def accuracy(self) -> float:
+        """Share of the images whose class is right."""
+        return float(self.confusion.diagonal().sum() / self.confusion.sum())
+
+
+@torch.inference_mode()
+def measure(
+    model: nn.Module, split: Split, classes: int, crew: Crew, batch: int = 1000
+) -> Measured:
+    """Run a model over all images; each process takes its share.
+
+    Args:
+        model: Takes images in [0, 1]. Its training mode is kept.
+        split: The images.
+        classes: K.
+        crew: Who works; all processes must call.
+        batch: Images at a time.
+    """
+    was_training = model.training
+    model.eval()
+    rows = torch.arange(crew.rank, len(split), crew.size)
+    predicted, best = [torch.empty(0, dtype=torch.long)], [torch.empty(0)]
+    for part in torch.split(rows, batch):
+        x = split.images[part.to(split.images.device)].to(crew.device).float() / 255
+        probability, label = model(x).float().softmax(1).max(1)
+        predicted.append(label.cpu())
+        best.append(probability.cpu())
+    model.train(was_training)
+    guess = torch.cat(predicted)
+    pairs = split.labels.cpu()[rows] * classes + guess
+    counts = pairs.bincount(minlength=classes**2).view(classes, classes)
+    confusion = crew.add(counts.to(crew.device)).cpu()
+    return Measured(confusion, guess, torch.cat(best), rows)
+
+
+def mistakes(
+    measured: Measured, split: Split, classes: tuple[str, ...], most: int = 48
+) -> tuple[Tensor, list[str]]:
+    """The images that were most confidently taken for something else, and what for.
+
+    Returns:
+        uint8 images of shape ``(n, H, W, C)`` with C 1 or 3, and one label for each.
+    """
+    truth = split.labels.cpu()[measured.rows]
+    wrong = (measured.predicted != truth).nonzero().flatten()
+    wrong = wrong[measured.scores[wrong].argsort(descending=True)][:most]
+    labels = [
+        f"{classes[int(truth[i])]} taken for {classes[int(measured.predicted[i])]}"
+        f" ({float(measured.scores[i]):.0%})"
+        for i in wrong
+    ]
+    images = split.images.cpu()[measured.rows[wrong]].permute(0, 2, 3, 1)
+    return images.contiguous(), labels
+
+
+def position_similarity(model: ViT) -> Tensor:
+    """Cosine similarity of each position to every other. Shape ``(h, w, h, w)``.
+
+    A model that has found out which patches are neighbours shows a spot in each map.
+    """
+    h, w = model.config.grid
+    table = model.positions.table.detach()[0, -h * w :].float()
+    table = nn.functional.normalize(table, dim=1)
+    return (table @ table.t()).view(h, w, h, w).cpu()
