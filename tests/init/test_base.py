@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.gloo import free_port
+from tests.gloo import spawn
 from torch import nn
 from torch.distributed.fsdp import fully_shard
 
@@ -113,9 +113,7 @@ class Sharded(nn.Module):
         self.small = ln.parameter(6, dtype=torch.bfloat16, init=init.normal())
 
 
-def _draw_sharded(rank: int, port: int, folder: Path) -> None:
-    address = f"tcp://127.0.0.1:{port}"
-    torch.distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=2)
+def _draw_sharded(rank: int, folder: Path) -> None:
     with torch.device("meta"):
         model = Sharded()
     fully_shard(model)
@@ -125,11 +123,10 @@ def _draw_sharded(rank: int, port: int, folder: Path) -> None:
     found = {name: param.full_tensor() for name, param in model.named_parameters()}
     found["initial"] = next(e.initial for e in entries(model) if e.initial is not None).to_local()
     torch.save(found, folder / f"{rank}.pt")
-    torch.distributed.destroy_process_group()
 
 
 def test_a_sharded_parameter_gets_what_one_process_would_draw(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(_draw_sharded, (free_port(), tmp_path), nprocs=2)
+    spawn(_draw_sharded, 2, tmp_path)
     alone = Sharded()
     init.reset_(alone, generator=torch.Generator().manual_seed(3))
     for rank in range(2):

@@ -1,7 +1,6 @@
 import pytest
 import torch
-import torch.multiprocessing as mp
-from tests.gloo import free_port
+from tests.gloo import spawn
 from torch import nn
 
 import learnables as ln
@@ -115,11 +114,8 @@ def test_an_unknown_initial_value_is_refused() -> None:
         ln.attach(model, optimizer)
 
 
-def _rank(rank: int, port: int, out: list) -> None:
+def _rank(rank: int) -> None:
     torch.manual_seed(rank)  # each rank draws another initial value; DDP broadcasts the parameter
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
     model = nn.Module()
     model.mix = ln.parameter(3, 3, init=torch.nn.init.normal_, weight_decay="init")
     model.forward = lambda x: x @ model.mix
@@ -133,8 +129,7 @@ def _rank(rank: int, port: int, out: list) -> None:
     gathered = [torch.empty(3, 3) for _ in range(2)]
     torch.distributed.all_gather(gathered, model.mix.detach())
     torch.testing.assert_close(gathered[0], gathered[1], rtol=0, atol=0)
-    torch.distributed.destroy_process_group()
 
 
 def test_under_ddp_all_ranks_decay_toward_the_value_of_rank_0() -> None:
-    mp.spawn(_rank, args=(free_port(), []), nprocs=2)
+    spawn(_rank, 2)
