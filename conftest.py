@@ -19,6 +19,11 @@ pytest_collect_file = Sybil(
 ).pytest()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--update-goldens`` writes tests/goldens again; the diff is read like code."""
+    parser.addoption("--update-goldens", action="store_true", help="write tests/goldens again")
+
+
 @pytest.fixture(autouse=True)
 def _names_in_doctests(doctest_namespace: dict[str, object]) -> None:
     doctest_namespace.update(_NAMES)

@@ -34,3 +34,18 @@ def line_of(error: BaseException) -> str | None:
         if is_users(frame.f_code.co_filename):
             return f"{frame.f_code.co_filename}:{line}"
     return None
+
+
+def shown(location: str | None) -> str:
+    """A location as people know it: relative to the working folder; ``In[3]:2`` in a notebook."""
+    if not location:
+        return ""
+    file, _, line = location.rpartition(":")
+    shell = getattr(sys.modules.get("IPython"), "get_ipython", lambda: None)()
+    cell = None if shell is None else shell.compile.format_code_name(file)
+    if cell:
+        return f"{cell[1]}:{line}"
+    try:
+        return f"{Path(file).relative_to(Path.cwd())}:{line}"
+    except ValueError:
+        return location

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
+from learnables.auditing import writers
 from learnables.auditing.evidence import Amount, Evidence
 from learnables.auditing.rule import SEVERITIES, Finding
 from learnables.errors import AuditFailed
@@ -104,6 +105,10 @@ class Report:
         """The whole report as one JSON object; keys as the attributes are called."""
         return json.dumps(self.to_dict(), indent=2, ensure_ascii=False, allow_nan=False)
 
+    def to_sarif(self) -> str:
+        """The report as SARIF 2.1.0, which code-scanning services read."""
+        return writers.sarif(self)
+
     def to_dict(self) -> dict[str, Any]:
         """What `to_json` writes, as plain data; numbers that JSON lacks become None."""
         return {
@@ -119,22 +124,30 @@ class Report:
 
     def __str__(self) -> str:
         """Findings in the five-part form, then one line of counts."""
-        blocks = [str(f) for f in self.findings]
-        blocks += [f"not restored: {text}" for text in self.not_restored]
-        return "\n\n".join([*blocks, self.summary])
+        return writers.text(self).rstrip("\n")
+
+    def _repr_html_(self) -> str:
+        """The table that notebooks show."""
+        return writers.notebook(self)
 
     @property
     def summary(self) -> str:
         """One line: how much was looked at, and how many findings there are."""
         counts = {s: sum(f.severity == s for f in self.findings) for s in SEVERITIES}
-        found = ", ".join(f"{n} {s}{'s' * (n != 1)}" for s, n in counts.items() if n) or "clean"
-        seen = f"{self.iterations} observed iterations" if self.iterations else "no step observed"
-        skipped = f", {len(self.skipped)} rules skipped" if self.skipped else ""
-        return f"{found}; {len(self.parameters)} parameters, {seen}{skipped}"
+        found = ", ".join(_many(n, s) for s, n in counts.items() if n) or "clean"
+        seen = (
+            _many(self.iterations, "observed iteration") if self.iterations else "no step observed"
+        )
+        skipped = f", {_many(len(self.skipped), 'rule')} skipped" if self.skipped else ""
+        return f"{found}; {_many(len(self.parameters), 'parameter')}, {seen}{skipped}"
 
     def __repr__(self) -> str:
         """The summary."""
         return f"<Report: {self.summary}>"
+
+
+def _many(count: int, thing: str) -> str:
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def as_dict(finding: Finding) -> dict[str, Any]:

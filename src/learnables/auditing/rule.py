@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 from learnables.auditing.evidence import Evidence, Stage
+from learnables.auditing.places import shown
 from learnables.errors import lay_out
+from learnables.watching.sinks.escape import visible
 
 Severity: TypeAlias = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -64,16 +66,16 @@ class Finding:
 
     def __str__(self) -> str:
         """Write the finding as the console shows it."""
-        at = self.location or ""
+        at = visible(shown(self.location))
         if at and self.quote:
-            at = f"{at}  {self.quote}"
+            at = f"{at}  {visible(self.quote)}"
         return lay_out(
-            f"{self.code} {self.what}".strip(),
-            where=", ".join(self.where),
+            visible(f"{self.code} {self.what}".strip()),
+            where=", ".join(map(visible, self.where)),
             at=at,
-            found=self.found,
-            wanted=self.wanted,
-            mend=self.mend.replace("\n", "\n        "),
+            found=visible(self.found),
+            wanted=visible(self.wanted),
+            mend="\n        ".join(map(visible, self.mend.split("\n"))),
         )
 
 

@@ -11,27 +11,27 @@ import unicodedata
 from html import escape as _escape
 from typing import Any
 
-# C0 and C1 controls; what overrides the direction of text; what is not seen at all.
-_UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202f\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
-)
-
 
 def visible(text: str) -> str:
     r"""``text`` on one line, with everything that is not seen spelt out: ``\x1b``, ``\u202e``.
 
-    For terminals, and the first step of most others.
+    For terminals, and the first step of most others. Unicode decides what is seen: controls, what
+    overrides the direction of text, unpaired surrogates, what has no meaning and every space but
+    the plain one are spelt.
 
     Example:
         >>> print(visible("a\x1b[31mb"))
         a\x1b[31mb
     """
-    return _UNSEEN.sub(_spelt, text)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _spelt(ord(c)) for c in text)
 
 
-def _spelt(match: "re.Match[str]") -> str:
-    code = ord(match.group())
-    return f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}"
+def _spelt(code: int) -> str:
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
 
 
 def html(text: str) -> str:
