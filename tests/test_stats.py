@@ -8,10 +8,13 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.kernels import kernel as kernel
 from torch import Tensor
 
+from learnables._native import statistics as native
+from learnables._native import statistics_torch
 from learnables.errors import LearnablesError
-from learnables.stats import BINS, Statistics, bin_edges, statistics
+from learnables.stats import BINS, FORCE, Statistics, backend, bin_edges, statistics
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 EIGHTHS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
@@ -78,6 +81,16 @@ def assert_row(seen: Statistics, row: int, values: list[float]) -> None:
     assert fold_nonfinite(seen.histogram[row].tolist()) == fold_nonfinite(wanted["histogram"])
 
 
+@pytest.fixture(params=["torch", "native"])
+def forced(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run the test once with each backend forced."""
+    if request.param == "native":
+        request.getfixturevalue("kernel")
+    monkeypatch.setenv(FORCE, request.param)
+    return request.param
+
+
+@pytest.mark.usefixtures("forced")
 @pytest.mark.parametrize("dtype", [*FLOATS, *EIGHTHS], ids=str)
 @given(data=st.data())
 def test_agrees_with_a_loop_over_every_value(dtype: torch.dtype, data: st.DataObject) -> None:
@@ -118,6 +131,7 @@ def strided() -> dict[str, Tensor]:
     }
 
 
+@pytest.mark.usefixtures("forced")
 @pytest.mark.parametrize("name", strided())
 def test_any_strides_are_read_right(name: str) -> None:
     x = strided()[name]
@@ -254,6 +268,46 @@ def test_edges_bound_the_bins() -> None:
     for k in (1, 100, 127, 254):
         assert bin_of(edges[k].item()) == k
         assert bin_of(math.nextafter(edges[k].item(), 0.0)) == k - 1
+
+
+def test_backend_says_who_looks_and_why(kernel, monkeypatch) -> None:
+    monkeypatch.delenv(FORCE, raising=False)
+    assert backend() == backend(torch.zeros(2).half())
+    assert backend().name == "native"
+    assert backend(torch.zeros(2, dtype=torch.int8)) == ("torch", "dtype torch.int8")
+    monkeypatch.setenv(FORCE, "torch")
+    assert backend() == ("torch", f"{FORCE}=torch")
+    monkeypatch.setenv(FORCE, "fortran")
+    with pytest.raises(LearnablesError, match="no backend has this name"):
+        statistics([torch.zeros(2)])
+
+
+def test_a_forced_kernel_that_is_not_there_is_an_error(monkeypatch) -> None:
+    monkeypatch.setattr(native, "available", lambda: (False, "statistics.c was not built"))
+    assert backend() == ("torch", "statistics.c was not built")
+    monkeypatch.setenv(FORCE, "native")
+    with pytest.raises(LearnablesError, match="forced, and not there"):
+        statistics([torch.zeros(2)])
+
+
+def test_rows_keep_their_order_when_backends_mix(kernel) -> None:
+    mixed = [torch.full((n,), n, dtype=t) for n, t in enumerate(FLOATS + OTHERS[:4], start=1)]
+    seen = statistics(mixed)
+    for row, x in enumerate(mixed):
+        assert_row(seen, row, values_of(x))
+
+
+def test_without_the_synchronising_road_the_numbers_are_the_same() -> None:
+    """What devices without a kernel of ours run, on the CPU."""
+    x = torch.tensor([v for v in SPECIAL if abs(v) < 1e150 or not math.isfinite(v)])
+    for part in (x, x.double(), x.half(), x[:0], x[x.isnan()], torch.arange(-5, 5)):
+        bins = torch.zeros(BINS, dtype=torch.int64)
+        seen = torch.stack([n.double() for n in statistics_torch._look_at_once(part, bins)])
+        wanted = statistics([part])
+        torch.testing.assert_close(
+            seen, wanted.pack()[[1, 2, -3, -2, -1, 3, 4]] * torch.tensor([1, 1, 1, -1, 1, 1, 1])
+        )
+        torch.testing.assert_close(bins, wanted.histogram[0])
 
 
 def test_a_row_of_nothing_finite_changes_nothing_when_merged() -> None:

@@ -1,0 +1,122 @@
+"""The twin of statistics.c in torch's own operations: every dtype, every device, no compiler."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+BINS = 512
+_CHUNK = 1 << 17  # small enough for the cache, large enough to hide what a call of torch costs
+
+
+def run(tensors: Sequence[Tensor], histogram: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Look at contiguous real tensors of one device: on the CPU a cacheful at a time.
+
+    Elsewhere whole tensors at a time, and nothing waits for the device.
+
+    Args:
+        tensors: What to look at; at least one.
+        histogram: Whether to fill the third result.
+
+    Returns:
+        As ``statistics.run``: moments ``(5, rows)``, integers ``(2, rows)`` and the histogram
+        ``(rows, 512)`` or None.
+    """
+    device = tensors[0].device
+    rows = len(tensors)
+    bins = torch.zeros(rows, BINS, dtype=torch.int64, device=device) if histogram else None
+    if device.type != "cpu":
+        looked = [
+            _look_at_once(x, None if bins is None else bins[i]) for i, x in enumerate(tensors)
+        ]
+        moments = torch.stack([torch.stack(seen[:5]) for seen in looked], dim=1)
+        integers = torch.stack([torch.stack(seen[5:]) for seen in looked], dim=1)
+        return moments, integers, bins
+    moments = torch.zeros(5, rows, dtype=torch.float64)
+    integers = torch.zeros(2, rows, dtype=torch.int64)
+    scratch = _Scratch(min(_CHUNK, max(x.numel() for x in tensors)))
+    for i, x in enumerate(tensors):
+        total = squares = 0.0
+        low, high = math.inf, -math.inf
+        zeros = nonfinite = 0
+        for part in torch.split(x.view(-1), _CHUNK) if x.numel() else ():
+            seen = _look(part, None if bins is None else bins[i], scratch)
+            total += seen[0]
+            squares += seen[1]
+            low, high = min(low, seen[2]), max(high, seen[3])
+            zeros += seen[4]
+            nonfinite += seen[5]
+        moments[:, i] = torch.tensor(
+            [total, squares, max(high, -low, 0.0), low + 0.0, high + 0.0], dtype=torch.float64
+        )
+        integers[0, i], integers[1, i] = zeros, nonfinite
+    return moments, integers, bins
+
+
+class _Scratch:
+    """Memory for the intermediate results of one chunk; fresh memory would cost more than them."""
+
+    def __init__(self, size: int) -> None:
+        self.exact = torch.empty(size, dtype=torch.float64)
+        self.keys = torch.empty(size, dtype=torch.int32)
+
+
+def _look(
+    x: Tensor, bins: Tensor | None, scratch: _Scratch
+) -> tuple[float, float, float, float, int, int]:
+    """Sum, sum of squares, min, max, zeros and non-finite of a CPU chunk; counts into ``bins``."""
+    x = x.to(_wide(x.dtype))
+    low, high = (value.item() for value in torch.aminmax(x))
+    may_hold_zero = low <= 0 <= high or math.isnan(low)
+    if bins is not None:
+        here = _bins_of(x, scratch.keys).bincount(minlength=BINS)
+        bins += here
+        may_hold_zero = may_hold_zero and bool(here[0] + here[256])
+    elif may_hold_zero:  # three times as quick as counting zeros where there are none
+        may_hold_zero = not torch.abs(x, out=scratch.exact.view(x.dtype)[: x.numel()]).amin() > 0
+    nonfinite = 0
+    if not (math.isfinite(low) and math.isfinite(high)):
+        kept = x[x.isfinite()]
+        nonfinite = x.numel() - kept.numel()
+        if not kept.numel():
+            return 0.0, 0.0, math.inf, -math.inf, 0, nonfinite
+        x = kept
+        low, high = (value.item() for value in torch.aminmax(x))
+    zeros = x.numel() - int(x.count_nonzero()) if may_hold_zero else 0
+    exact = scratch.exact[: x.numel()].copy_(x)
+    return exact.sum().item(), exact.dot(exact).item(), low, high, zeros, nonfinite
+
+
+def _look_at_once(x: Tensor, bins: Tensor | None) -> tuple[Tensor, ...]:
+    """The seven numbers of a whole tensor as 0-dimensional tensors; nothing waits for them."""
+    x = x.to(_wide(x.dtype))
+    if bins is not None:
+        bins.scatter_add_(0, _bins_of(x).long(), torch.ones_like(x, dtype=torch.int64))
+    finite = x.isfinite()
+    exact = torch.where(finite, x, 0).double()
+    low = _reduced(torch.where(finite, x, math.inf), math.inf).double()
+    high = -_reduced(torch.where(finite, -x, math.inf), math.inf).double()
+    absmax = torch.maximum(high, -low).clamp(min=0)
+    zeros, nonfinite = (x == 0).sum(), (~finite).sum()
+    return exact.sum(), exact.square().sum(), absmax, low + 0.0, high + 0.0, zeros, nonfinite
+
+
+def _reduced(x: Tensor, initial: float) -> Tensor:
+    return torch.cat([x, x.new_full((1,), initial)]).amin()
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    """Where all values of ``dtype`` are exact (int64 beyond 2^53 apart)."""
+    narrow = dtype.itemsize <= 2 or dtype is torch.float32
+    return torch.float32 if narrow else torch.float64
+
+
+def _bins_of(x: Tensor, keys: Tensor | None = None) -> Tensor:
+    """Bin of each float32 or float64, from its bits: sign, and exponent brought into 0..255."""
+    if x.dtype is torch.float32:
+        out = None if keys is None else keys[: x.numel()]
+        return torch.bitwise_right_shift(x.view(torch.int32), 23, out=out).bitwise_and_(511)
+    bits = x.view(torch.int64)
+    exponent = (bits >> 52).bitwise_and_(0x7FF).sub_(1023 - 127).clamp_(0, 255)
+    return exponent.add_(bits < 0, alpha=256)
