@@ -222,3 +222,12 @@ def is_last_pre_hook(optimizer: torch.optim.Optimizer, handle: Any) -> bool:
 def make_last_pre_hook(optimizer: torch.optim.Optimizer, handle: Any) -> None:
     """Have it run after all others; not while the pre-hooks are running."""
     optimizer._optimizer_step_pre_hooks.move_to_end(handle.id)  # type: ignore[attr-defined]
+
+
+def own_view(x: Tensor, *shape: int) -> Tensor:
+    """A fresh contiguous ``x`` in another shape, to autograd a tensor of its own and no view.
+
+    What ``F.linear`` does to its result, so that the caller may write to it in place.
+    """
+    y: Tensor = torch.ops.aten._unsafe_view.default(x, shape)
+    return y

@@ -56,6 +56,10 @@ class ConstraintError(LearnablesError, ValueError):
     """A set, a view or a mode does not fit the parameter it is put on."""
 
 
+class LayoutError(LearnablesError, ValueError):
+    """A mask, a density, a block size or an index that describes no block-sparse matrix."""
+
+
 class CheckpointError(LearnablesError, RuntimeError):
     """A file cannot be saved or does not fit what it is loaded into."""
 

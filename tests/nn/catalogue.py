@@ -44,6 +44,9 @@ def heads(n: int = 6, d: int = 8) -> Tensor:
     return torch.randn(2, 4, n, d)
 
 
+# Layers in place of nn.Linear and nn.Conv2d, with pages and tests of their own; the base class.
+ELSEWHERE = {"BlockSparseLinear", "Component"}
+
 EXAMPLES = {
     "ClassToken": Example(lambda: components.ClassToken(8), lambda: {"x": tokens()}, "D=8"),
     "DistillationToken": Example(

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.nn.catalogue import BEGIN, END, EXAMPLES, PAGE, Example, documented, table
+from tests.nn.catalogue import BEGIN, ELSEWHERE, END, EXAMPLES, PAGE, Example, documented, table
 from torch import Tensor
 
 import learnables as ln
@@ -40,7 +40,7 @@ def lively(component: Component) -> Component:
 
 
 def test_the_catalogue_holds_every_component() -> None:
-    public = {name for name in learnables.nn.__all__ if name in EXAMPLES or name != "Component"}
+    public = {name for name in learnables.nn.__all__ if name not in ELSEWHERE}
     kinds = {n for n in public if isinstance(getattr(learnables.nn, n), type)}
     assert kinds == set(EXAMPLES)
 

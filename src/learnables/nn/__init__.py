@@ -2,6 +2,7 @@
 
 from learnables.nn.activations import DyT, Snake
 from learnables.nn.attention import AttentionSinks, DifferentialLambda, HeadMixing, QueryValueBias
+from learnables.nn.block_sparse_linear import BlockSparseLinear
 from learnables.nn.color import ColorLUT, ColorMatrix
 from learnables.nn.component import Component
 from learnables.nn.experts import ExpertBank, Projection
@@ -39,6 +40,7 @@ __all__ = [
     "AdaLNTable",
     "AttentionBias",
     "AttentionSinks",
+    "BlockSparseLinear",
     "ClassToken",
     "ColorLUT",
     "ColorMatrix",
