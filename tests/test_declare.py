@@ -98,3 +98,64 @@ def test_resize_acts_in_a_plain_load_state_dict_also_of_a_copy() -> None:
 
 def _first_rows(value: torch.Tensor, shape: torch.Size) -> torch.Tensor:
     return value[: shape[0]]
+
+
+class Scaled(nn.Module):
+    def __init__(self, compute_dtype: torch.dtype | None) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.gamma = ln.parameter(4, init=nn.init.ones_, compute_dtype=compute_dtype)
+        self.fail = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.fail:
+            raise ValueError("as asked")
+        return self.linear(x) * self.gamma
+
+
+# Where the owner is itself the compiled root, dynamo asks the cast tensor for its .grad.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+@pytest.mark.parametrize("compiled", [False, True])
+def test_cast_at_use_keeps_the_residual_stream_in_low_precision(compiled: bool) -> None:
+    for dtype, stream in ((None, torch.float32), (torch.bfloat16, torch.bfloat16)):
+        model = Scaled(dtype)
+        torch._dynamo.reset()  # dynamo does not guard on hooks: one class, two kinds of instances
+        call = torch.compile(model, fullgraph=True, backend="eager") if compiled else model
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            y = call(torch.ones(2, 4))
+        assert y.dtype == stream
+        y.float().sum().backward()
+        assert model.gamma.dtype == model.gamma.grad.dtype == torch.float32
+        assert model.gamma.grad.abs().sum() > 0
+        assert "gamma" not in model.__dict__
+
+
+def test_cast_at_use_ends_with_an_exception_and_survives_copies() -> None:
+    import copy
+    import pickle
+
+    for model in (m := Scaled(torch.float64), copy.deepcopy(m), pickle.loads(pickle.dumps(m))):
+        assert model(torch.ones(2, 4)).dtype == torch.float64
+        model.fail = True
+        with pytest.raises(ValueError, match="as asked"):
+            model(torch.ones(2, 4))
+        assert isinstance(model.gamma, nn.Parameter)
+        assert model.gamma.dtype == torch.float32
+
+
+def test_cast_at_use_works_under_fsdp2_and_functional_call() -> None:
+    from tests.gloo import one_process_group
+    from torch.distributed.fsdp import fully_shard
+
+    model = Scaled(torch.float64)
+    swapped = {"gamma": torch.full((4,), 2.0, requires_grad=True)}
+    y = torch.func.functional_call(model, swapped, torch.ones(2, 4))
+    assert y.dtype == torch.float64
+    (grad,) = torch.autograd.grad(y.sum(), swapped["gamma"])
+    assert grad.dtype == torch.float32
+    with one_process_group():
+        fully_shard(model)
+        y = model(torch.ones(2, 4))
+        assert y.dtype == torch.float64
+        y.sum().backward()
+        assert model.gamma.grad is not None

@@ -12,14 +12,23 @@ from learnables.errors import PolicyError, ShapeError
 from learnables.init.base import Init, Initializer, initialise_
 from learnables.init.fixed import zeros
 from learnables.init.random import trunc_normal
-from learnables.notes import FIELDS, Note, Statement, add_annotation, caller, note_of, put_note
+from learnables.notes import (
+    FIELDS,
+    Note,
+    Statement,
+    add_annotation,
+    caller,
+    note_of,
+    notes_of,
+    put_note,
+)
 from learnables.select import Selector, select
 
 WeightDecay: TypeAlias = bool | float | Literal["init"]
 Resize: TypeAlias = Callable[[Tensor, torch.Size], Tensor]
 
 _PENDING = "_learnables_note"  # on a Parameter between its making and its registration
-_RESIZABLE = "_learnables_resizable"  # on an owner whose load hook is in place
+_HOOKED = "_learnables_hooked"  # on an owner: which of our hooks are in place
 _hooked = False
 
 
@@ -58,7 +67,8 @@ def parameter(
         device: Where it lives; torch's default device when None.
         generator: Source of randomness for ``init``.
         requires_grad: False makes a constant that is saved but never trained.
-        compute_dtype: Dtype it is wanted in when used.
+        compute_dtype: Dtype it is used in: while its owner's ``forward`` runs, the attribute is the
+            Parameter cast to it, also under autocast. The stored Parameter keeps ``dtype``.
         memory_format: Layout of a 4-D or 5-D parameter, e.g. ``torch.channels_last``.
         constraint: A set from ``ln.sets`` to keep it in; enforced by `ln.attach`.
         resize: ``resize(value, shape) -> value`` for a checkpoint of another shape.
@@ -146,7 +156,7 @@ def annotate(model: nn.Module, selector: Selector, **policy: Any) -> tuple[Entry
             changes.append((place, note))
     for place, note in changes:  # only now: a refused annotation leaves nothing half done
         put_note(place.owner, place.local_name, note)
-        _keep_resizable(place.owner)
+        _equip(place.owner)
     return picked
 
 
@@ -241,13 +251,37 @@ def _move_note(owner: nn.Module, local_name: str, param: Tensor | None) -> None:
     note = getattr(param, "__dict__", {}).pop(_PENDING, None)
     if note is not None:
         put_note(owner, local_name, note)
-        _keep_resizable(owner)
+        _equip(owner)
 
 
-def _keep_resizable(owner: nn.Module) -> None:
-    if _RESIZABLE not in owner.__dict__:  # copied and pickled together with the hook itself
-        owner.__dict__[_RESIZABLE] = True
+def _equip(owner: nn.Module) -> None:
+    """Give ``owner`` the hooks that its notes ask for, once; they are copied along with it."""
+    hooked = owner.__dict__.setdefault(_HOOKED, set())
+    if "resize" not in hooked:
+        hooked.add("resize")
         owner.register_load_state_dict_pre_hook(_ResizeOnLoad())  # type: ignore[no-untyped-call]
+    if "cast" not in hooked and any(note.get("compute_dtype") for note in notes_of(owner).values()):
+        hooked.add("cast")
+        owner.register_forward_pre_hook(_cast_for_use)
+        owner.register_forward_hook(_end_of_use, always_call=True)
+
+
+def _cast_for_use(owner: nn.Module, _: object) -> None:
+    """For the time of the forward, let the attribute be the Parameter in the dtype it is used in.
+
+    An instance attribute shadows the registered Parameter, which stays where it is: names, state
+    dict and optimizer do not notice, and the gradient arrives through the cast.
+    """
+    for local_name, param in owner.named_parameters(recurse=False, remove_duplicate=False):
+        dtype = note_of(owner, local_name).get("compute_dtype")
+        if dtype is not None and dtype != param.dtype:
+            object.__setattr__(owner, local_name, param.to(dtype))
+
+
+def _end_of_use(owner: nn.Module, *_: object) -> None:
+    for local_name, note in notes_of(owner).items():
+        if note.get("compute_dtype") is not None:
+            owner.__dict__.pop(local_name, None)
 
 
 class _ResizeOnLoad:
