@@ -356,3 +356,14 @@ def test_names_that_are_taken_get_a_number(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(LearnablesError, match="cannot be made"):
         new_folder(tmp_path / "file", "demo")
+
+
+def test_few_epochs_are_enough_to_read_most_digits(tmp_path):
+    result = train(choose(changes={"epochs": 6, "device": "cpu"}), tmp_path, show=False)
+    assert result.accuracy > 0.75  # 97 % after the preset's 40; a tenth is chance
+
+
+@pytest.mark.slow  # the compiler
+def test_compiled_model_trains_the_same(plain, tmp_path):
+    run(tmp_path, compile=True)
+    assert_same(tmp_path, plain.folder, rtol=0, atol=2e-4)

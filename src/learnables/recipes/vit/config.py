@@ -60,6 +60,8 @@ class Config:
         device: ``"auto"``, or one that torch knows.
         max_steps: End after this many steps, for a dry run; 0 is off.
         watch_every: Steps between two looks at every parameter; 0 is off.
+        watch_budget: Longest time for looking, as a share of the time for training;
+            0 is no bound.
         save_seconds: Least time between two checkpoints, which are written where an epoch ends.
     """
 
@@ -110,6 +112,7 @@ class Config:
     device: str = "auto"
     max_steps: int = 0
     watch_every: int = 50
+    watch_budget: float = 0.05
     save_seconds: float = 10.0
 
     def __post_init__(self) -> None:
@@ -266,6 +269,7 @@ _LEAST: dict[str, float] = {
     "clip": 0,
     "max_steps": 0,
     "watch_every": 0,
+    "watch_budget": 0,
     "save_seconds": 0,
 }
 

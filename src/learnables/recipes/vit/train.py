@@ -348,6 +348,7 @@ class Job:
             every=every or 2 * self.steps + 1,
             to=folder,
             sinks=sinks,
+            budget=self.config.watch_budget or None,
             scaler=self.scaler if self.scaler.is_enabled() else None,
             step=done,
             resume=any(folder.glob(f"run*{SUFFIX}")),
