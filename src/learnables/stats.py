@@ -2,17 +2,21 @@
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
-from typing import NamedTuple, final
+from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
 from torch import Tensor, nn
 
 from learnables._native import statistics as native
 from learnables._native import statistics_torch as torch_backend
-from learnables._torch import is_dtensor
+from learnables._torch import is_dtensor, local
+from learnables.collectives import Share, groups_over, reduce_over, share_of
 from learnables.errors import LearnablesError
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
 
 BINS = 512
 """Bins of every histogram: 256 exponents of the positive half, then 256 of the negative half."""
@@ -254,6 +258,13 @@ class Statistics:
         shared = [name for name in columns[0] if all(name in part for part in columns)]
         return cls(**{name: torch.cat([part[name] for part in columns]) for name in shared})
 
+    def _zip(
+        self, other: "Statistics", function: Callable[[Tensor, Tensor], Tensor]
+    ) -> "Statistics":
+        """Statistics made field by field of two; ``other`` has the fields of this one."""
+        theirs = other._columns()
+        return Statistics(**{k: function(x, theirs[k]) for k, x in self._columns().items()})
+
     def _columns(self) -> dict[str, Tensor]:
         """The fields that are there, by name."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -283,7 +294,9 @@ def statistics(
     Every number is that of the tensor's values as real numbers: integers and booleans are
     taken as such, complex numbers as their real and imaginary parts, half and quarter
     precision exactly as they are. Of a sparse tensor the stored values are looked at,
-    duplicates of a coordinate summed first.
+    duplicates of a coordinate summed first. The row of a DTensor is that of the whole tensor,
+    shards counted once and replicas not again: a collective call, which every rank of its mesh
+    makes with the same list.
 
     Args:
         tensors: Any tensors: any shape, also empty or 0-dimensional, any strides, any device
@@ -297,7 +310,7 @@ def statistics(
 
     Raises:
         LearnablesError: Something in the list has no values to look at: no tensor, a meta or a
-            packed tensor. Or the environment forces a backend that is not there.
+            packed tensor, a partial DTensor. Or the environment forces a backend that is not there.
 
     Example:
         >>> layer = nn.Linear(4, 4)
@@ -317,7 +330,8 @@ def statistics(
     if not forced and native.available()[0] and all(map(_is_plain, listed)):
         return _by_native(listed, histogram, threads)  # the usual case: a microsecond per tensor
     with torch.no_grad():
-        flat = [_values(x, i) for i, x in enumerate(listed)]
+        shares = {i: share_of(x, f"tensors[{i}]") for i, x in enumerate(listed) if is_dtensor(x)}
+        flat = [_values(local(x) if i in shares else x, i) for i, x in enumerate(listed)]
         groups: dict[tuple[str, torch.device], list[int]] = {}
         for i, x in enumerate(flat):
             groups.setdefault((_backend(x, forced).name, x.device), []).append(i)
@@ -328,11 +342,40 @@ def statistics(
                 parts.append(_by_native(group, histogram, threads))
             else:
                 parts.append(_assemble(group, *torch_backend.run(group, histogram)))
-        if len(parts) == 1:
-            return parts[0]
-        together = Statistics.cat([part.to(flat[0].device) for part in parts])
-        order = torch.tensor([i for members in groups.values() for i in members])
-        return together[order.argsort()]
+        seen = parts[0]
+        if len(parts) > 1:
+            together = Statistics.cat([part.to(flat[0].device) for part in parts])
+            order = torch.tensor([i for members in groups.values() for i in members])
+            seen = together[order.argsort()]
+        return _across_ranks(seen, shares) if shares else seen
+
+
+def _across_ranks(seen: Statistics, shares: dict[int, Share]) -> Statistics:
+    """Make the rows of DTensors global: two collectives per mesh, in the order of first use."""
+    for mesh in dict.fromkeys(share.mesh for share in shares.values()):
+        members = {i: share for i, share in shares.items() if share.mesh == mesh}
+        dims = sorted(frozenset[int]().union(*(share.sharded for share in members.values())))
+        if dims and mesh.get_coordinate() is not None:  # else this rank has everything, or nothing
+            seen = _across_mesh(seen, members, mesh, dims)
+    return seen
+
+
+def _across_mesh(
+    seen: Statistics, members: dict[int, Share], mesh: "DeviceMesh", dims: list[int]
+) -> Statistics:
+    groups, covered = groups_over(mesh, dims)
+    rows = torch.tensor(list(members), device=seen.count.device)
+    speaks = torch.tensor([s.counts(covered) for s in members.values()], device=rows.device)
+    nothing = _empty(len(members), seen.histogram is not None, rows.device)
+    mine = seen[rows]._zip(nothing, lambda x, y: torch.where(_column(speaks, x), x, y))
+    packed = mine.pack().to(mesh.device_type)
+    reduce_over(groups, packed, len(packed) - len(_EXTREMA) * len(members))
+    everyones = Statistics.unpack(packed.to(rows.device), len(members))
+    return seen._zip(everyones, lambda x, y: x.index_copy(0, rows, y))
+
+
+def _column(flags: Tensor, like: Tensor) -> Tensor:
+    return flags if like.ndim == 1 else flags[:, None]
 
 
 FORCE = "LEARNABLES_STATISTICS"
@@ -423,14 +466,6 @@ def _values(x: Tensor, index: int) -> Tensor:
             mend="leave it out of the list: [p.grad for p in ps if p.grad is not None]",
         )
     x = x.detach()
-    if is_dtensor(x):
-        raise LearnablesError(
-            "the parts of a DTensor lie on several ranks",
-            where=where,
-            found=f"DTensor of shape {tuple(x.shape)}",
-            wanted="a plain tensor",
-            mend="x.to_local(), and merge the rows over the ranks",
-        )
     if x.is_meta:
         raise LearnablesError(
             "a meta tensor holds no values",

@@ -1,0 +1,94 @@
+"""Packed reductions over ranks and shards: two collectives, however many tensors."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, final
+
+import torch.distributed as dist
+from torch import Tensor
+
+from learnables.errors import LearnablesError
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+    from torch.distributed.device_mesh import DeviceMesh
+
+
+@final
+@dataclass(frozen=True)
+class Share:
+    """How one DTensor is spread over its mesh, seen from this rank.
+
+    Attributes:
+        mesh: Where it lies.
+        sharded: Mesh dimensions along which ranks hold different parts.
+    """
+
+    mesh: "DeviceMesh"
+    sharded: frozenset[int]
+
+    def counts(self, dims: Sequence[int]) -> bool:
+        """Whether this rank contributes when reducing over mesh dimensions ``dims``.
+
+        Along a dimension that only replicates, the first rank speaks for all.
+        """
+        here = self.mesh.get_coordinate()
+        return here is not None and all(here[d] == 0 for d in dims if d not in self.sharded)
+
+
+def share_of(x: Tensor, where: str = "") -> Share:
+    """Read the placements of a DTensor.
+
+    Args:
+        x: A DTensor.
+        where: What an error calls it.
+
+    Raises:
+        LearnablesError: A placement is partial: the values exist only after a reduction.
+    """
+    placements = x.placements  # type: ignore[attr-defined]
+    if any(p.is_partial() for p in placements):
+        raise LearnablesError(
+            "a partial DTensor has no values before it is reduced",
+            where=where,
+            found=f"placements {tuple(placements)}",
+            wanted="sharded or replicated placements",
+            mend="x.redistribute(placements=[Replicate()])",
+        )
+    sharded = (i for i, p in enumerate(placements) if not p.is_replicate())
+    return Share(x.device_mesh, frozenset(sharded))  # type: ignore[attr-defined]
+
+
+def reduce_over(groups: "Sequence[ProcessGroup | None]", packed: Tensor, additive: int) -> Tensor:
+    """Sum the first ``additive`` numbers over all ranks and take the maximum of the others.
+
+    Args:
+        groups: Process groups, one after the other; None is the default group.
+        packed: One vector, of the same length on all ranks; float64 keeps counts exact up
+            to 2^53. Shape ``(n,)``. It is reduced in place.
+        additive: How many numbers are summed.
+
+    Returns:
+        ``packed``.
+
+    Cost:
+        Two collectives per group.
+    """
+    for group in groups:
+        dist.all_reduce(packed[:additive], dist.ReduceOp.SUM, group=group)
+        dist.all_reduce(packed[additive:], dist.ReduceOp.MAX, group=group)
+    return packed
+
+
+def groups_over(
+    mesh: "DeviceMesh", dims: Sequence[int]
+) -> "tuple[list[ProcessGroup | None], list[int]]":
+    """The groups to reduce over so that mesh dimensions ``dims`` are covered, as few as possible.
+
+    Returns:
+        The groups, and the mesh dimensions that they cover, which may be more than ``dims``: a
+        rank that repeats another along one of them must contribute nothing.
+    """
+    if len(dims) > 1 and mesh.size() == dist.get_world_size():
+        return [None], list(range(mesh.ndim))
+    return [mesh.get_group(d) for d in dims], list(dims)
