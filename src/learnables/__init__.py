@@ -13,6 +13,7 @@ _HOME = {
     "annotate": "learnables.declare",
     "attach": "learnables.policy.attach",
     "audit": "learnables.auditing.run",
+    "constrain": "learnables.sets.registration",
     "inventory": "learnables.policy.table",
     "load_checkpoint": "learnables.runtime.checkpoint",
     "observe": "learnables.auditing.run",
@@ -21,6 +22,8 @@ _HOME = {
     "save_checkpoint": "learnables.runtime.checkpoint",
     "silence": "learnables.auditing.silence",
     "statistics": "learnables.stats",
+    "unconstrain": "learnables.sets.registration",
+    "violation": "learnables.sets.registration",
     "watch": "learnables.watching.recorder",
     "write_html": "learnables.report.html",
 }
@@ -42,6 +45,9 @@ if TYPE_CHECKING:
     from learnables.report.html import write_html as write_html
     from learnables.runtime.checkpoint import load_checkpoint as load_checkpoint
     from learnables.runtime.checkpoint import save_checkpoint as save_checkpoint
+    from learnables.sets.registration import constrain as constrain
+    from learnables.sets.registration import unconstrain as unconstrain
+    from learnables.sets.registration import violation as violation
     from learnables.stats import statistics as statistics
     from learnables.watching.recorder import watch as watch
 

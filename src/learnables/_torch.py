@@ -78,6 +78,11 @@ def pull_together_(xs: Sequence[Tensor], to: Sequence[Tensor], rate: float | Ten
     torch._foreach_add_(list(xs), away)
 
 
+def copy_all_(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    """Copy each value into its tensor, in one multi-tensor operation."""
+    torch._foreach_copy_(list(to), list(values))
+
+
 def from_rank_0(value: Tensor, like: Tensor) -> Tensor:
     """``value`` as rank 0 has it, in the dtype, on the device and with the sharding of ``like``.
 

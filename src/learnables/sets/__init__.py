@@ -1,8 +1,10 @@
 """Sets that a parameter can be kept in: ``ln.sets.Ball(radius=2.0)``. One file a set."""
 
+from learnables.sets.apply import project_
 from learnables.sets.ball import Ball
 from learnables.sets.base import Set
 from learnables.sets.box import Box
+from learnables.sets.constraint import Constraint
 from learnables.sets.correlation import Correlation
 from learnables.sets.doubly_stochastic import DoublyStochastic
 from learnables.sets.l1_ball import L1Ball
@@ -12,6 +14,7 @@ from learnables.sets.min_max_norm import MinMaxNorm
 from learnables.sets.monotone import Monotone
 from learnables.sets.nonnegative import NonNegative
 from learnables.sets.orthogonal import Orthogonal
+from learnables.sets.parametrized import bake
 from learnables.sets.positive import Positive
 from learnables.sets.psd import PSD
 from learnables.sets.simplex import Simplex
@@ -30,6 +33,7 @@ __all__ = [
     "PSD",
     "Ball",
     "Box",
+    "Constraint",
     "Correlation",
     "DoublyStochastic",
     "L1Ball",
@@ -52,4 +56,6 @@ __all__ = [
     "SumTo",
     "Symmetric",
     "ZeroMean",
+    "bake",
+    "project_",
 ]

@@ -2,7 +2,8 @@
 
 import math
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar
 
@@ -65,8 +66,19 @@ class Set(ABC):
         """Which points have more than one nearest point, such as the centre of a sphere."""
         return torch.zeros(x.shape[: x.ndim - self.point_ndim], dtype=torch.bool, device=x.device)
 
-    def estimate(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        """A cheap estimate of the violation, from random directions where it is a matrix norm."""
+    def estimate(
+        self,
+        x: Tensor,
+        generator: torch.Generator,
+        total: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        """A cheap estimate of the violation, from random directions where it is a matrix norm.
+
+        ``total`` is given where ``x`` holds some rows of tall matrices; a set that cannot make do
+        with them says infinity, and is enforced always.
+        """
+        if total is not None:
+            return torch.full(x.shape[: x.ndim - self.point_ndim], math.inf, device=x.device)
         return self.outside(x)
 
     @property
@@ -105,7 +117,7 @@ class Set(ABC):
             tensor([[0.6000, 0.8000],
                     [0.3000, 0.4000]])
         """
-        self._accept(x)
+        self.accept(x)
         if x.numel() == 0:
             return x.clone()
         with full_precision(x.device):
@@ -134,7 +146,7 @@ class Set(ABC):
             >>> ln.sets.Ball().violation(torch.tensor([[3.0, 4.0], [0.3, 0.4]]))
             tensor([4., 0.])
         """
-        self._accept(x)
+        self.accept(x)
         with full_precision(x.device):
             wide = x.to(computing_dtype(x.dtype))
             good = finite_points(wide, self.point_ndim)
@@ -179,7 +191,13 @@ class Set(ABC):
         flat = per_point(good, self.point_ndim)
         return value, (~flat).to(torch.uint8) * KEPT_NONFINITE
 
-    def _accept(self, x: Tensor) -> None:
+    def accept(self, x: Tensor) -> None:
+        """Refuse a tensor that cannot hold points of this set; its values are not looked at.
+
+        Raises:
+            ConstraintError: Its dtype has no meaning here.
+            ShapeError: Its shape has none.
+        """
         if not (x.is_floating_point() or (x.is_complex() and self.takes_complex)):
             raise ConstraintError(
                 f"{self!r} has no meaning for this dtype",
@@ -209,11 +227,28 @@ def computing_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.complex64 if dtype.is_complex else torch.float32
 
 
-def full_precision(device: torch.device) -> AbstractContextManager[Any]:
-    """Switch autocast off within; a plain no-op where it is off already."""
-    if torch.is_autocast_enabled(device.type):
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """Within, fp32 means fp32: no autocast, and no matrix products in TF32 or bf16."""
+    if torch.compiler.is_compiling():  # a compiler cannot see the precision of products
         return torch.autocast(device.type, enabled=False)
-    return nullcontext()
+    return _full_precision(device)
+
+
+@contextmanager
+def _full_precision(device: torch.device) -> Iterator[None]:
+    autocast = torch.is_autocast_enabled(device.type)
+    allowed = torch.get_float32_matmul_precision()
+    try:
+        if autocast:
+            torch.set_autocast_enabled(device.type, False)
+        if allowed != "highest":
+            torch.set_float32_matmul_precision("highest")
+        yield
+    finally:
+        if autocast:
+            torch.set_autocast_enabled(device.type, True)
+        if allowed != "highest":
+            torch.set_float32_matmul_precision(allowed)
 
 
 def finite_points(x: Tensor, point_ndim: int) -> Tensor:

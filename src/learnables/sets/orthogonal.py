@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learnables.sets import polar
-from learnables.sets.base import Set
+from learnables.sets.base import Set, computing_dtype
 from learnables.sets.spectral import map_singular_values
 
 
@@ -69,9 +69,11 @@ class Orthogonal(Set):
         """`polar.orthonormalised` on the batch."""
         return enforce_orthogonality(x, total)
 
-    def estimate(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def estimate(
+        self, x: Tensor, generator: torch.Generator, total: polar.Total | None = None
+    ) -> Tensor:
         """The defect from one random direction, in O(n k)."""
-        return estimated_defect(x, generator)
+        return estimated_defect(x, generator, total)
 
 
 def _ones(s: Tensor) -> tuple[Tensor, Tensor]:
@@ -95,14 +97,15 @@ def orthogonality_floor(shape: torch.Size, dtype: torch.dtype) -> float:
 
 def orthogonality_tolerance(shape: torch.Size, dtype: torch.dtype) -> float:
     """Twice what storage and arithmetic together make of an orthogonal matrix."""
-    computing = torch.float32 if torch.finfo(dtype).bits < 32 else dtype
-    return 2 * (orthogonality_floor(shape, dtype) + polar.reach(min(shape[-2:]), computing))
+    reached = polar.reach(min(shape[-2:]), computing_dtype(dtype))
+    return 2 * (orthogonality_floor(shape, dtype) + reached)
 
 
 def rank_is_deficient(x: Tensor) -> Tensor:
     """Whether the smallest singular value is lost in rounding beside the largest."""
     s = torch.linalg.svdvals(x.to(torch.complex128 if x.is_complex() else torch.float64))
-    lost: Tensor = s[..., -1] <= s[..., 0] * torch.finfo(x.dtype).eps * max(x.shape[-2:])
+    eps = torch.finfo(computing_dtype(x.dtype)).eps
+    lost: Tensor = s[..., -1] <= s[..., 0] * eps * max(x.shape[-2:])
     return lost
 
 
@@ -119,15 +122,21 @@ def orthogonal_tangent(x: Tensor, gradient: Tensor, total: polar.Total | None = 
 
 def enforce_orthogonality(x: Tensor, total: polar.Total | None = None) -> tuple[Tensor, Tensor]:
     """`polar.orthonormalised` for any number of batch dimensions."""
-    value, status = polar.orthonormalised(x.reshape(-1, *x.shape[-2:]), total)
-    return value.reshape(x.shape), status.reshape(x.shape[:-2])
+    flat = x.reshape(-1, *x.shape[-2:])
+    value, status = polar.orthonormalised(flat, total)
+    return x if value is flat else value.reshape(x.shape), status.reshape(x.shape[:-2])
 
 
-def estimated_defect(x: Tensor, generator: torch.Generator) -> Tensor:
+def estimated_defect(
+    x: Tensor, generator: torch.Generator, total: polar.Total | None = None
+) -> Tensor:
     """``‖WᴴWv − v‖`` for random signs v; its mean square is the squared defect."""
-    tall = x.shape[-2] >= x.shape[-1]
-    signs = torch.randint(0, 2, (min(x.shape[-2:]), 1), generator=generator) * 2 - 1
+    tall = total is not None or x.shape[-2] >= x.shape[-1]
+    side = x.shape[-1] if tall else x.shape[-2]
+    signs = torch.randint(0, 2, (side, 1), generator=generator) * 2 - 1
     v = signs.to(dtype=x.dtype, device=x.device)
     back = x.mH @ (x @ v) if tall else x @ (x.mH @ v)
+    if total is not None:
+        back = total(back)
     norm: Tensor = torch.linalg.vector_norm(back - v, dim=(-2, -1))
     return norm

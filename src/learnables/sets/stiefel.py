@@ -77,6 +77,8 @@ class Stiefel(Set):
         """`polar.orthonormalised` on the batch."""
         return orthogonal.enforce_orthogonality(x, total)
 
-    def estimate(self, x: Tensor, generator: torch.Generator) -> Tensor:
+    def estimate(
+        self, x: Tensor, generator: torch.Generator, total: polar.Total | None = None
+    ) -> Tensor:
         """The defect from one random direction."""
-        return orthogonal.estimated_defect(x, generator)
+        return orthogonal.estimated_defect(x, generator, total)

@@ -1,0 +1,155 @@
+"""Enforcement on access, through torch's own parametrizations."""
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn.utils import parametrize
+
+from learnables.entries import Entry
+from learnables.errors import ConstraintError
+from learnables.notes import note_of, put_note
+from learnables.sets.base import computing_dtype, full_precision
+from learnables.sets.constraint import Constraint
+
+_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@final
+class OnTheSet(nn.Module):
+    """The parametrization that ``ln.constrain(…, how="parametrize")`` registers.
+
+    On the first access after a change it brings ``original`` itself back into the set, so that
+    ``original`` is always the weight; later accesses cost one sum. (On an accelerator, where
+    looking would make it wait, every access projects; ``torch.nn.utils.parametrize.cached()``
+    makes it one for a forward.) The gradient that reaches
+    ``original`` is the tangent part: at a point of the set the closed-form derivative of the
+    projection. Weight decay, a copy or an average of ``original`` therefore do no harm: whatever
+    they leave is projected again.
+
+    Args:
+        constraint: Where the value is kept.
+    """
+
+    def __init__(self, constraint: Constraint) -> None:
+        super().__init__()
+        self.constraint = constraint
+        self._seen: tuple[int, ...] | None = None
+
+    def forward(self, original: Tensor) -> Tensor:
+        """``original``, in the set; same shape, dtype and device."""
+        if self._seen is None or self._seen != _state(original):
+            with torch.no_grad():
+                of, now = self.constraint.set, original.detach()
+                points = self.constraint.points(now)
+                with full_precision(now.device):
+                    value, _ = of.enforce(points.to(computing_dtype(now.dtype)))
+                if value is not points:
+                    original.copy_(self.constraint.back(value, original.shape))
+            self._seen = _state(original)
+        result: Tensor = _Tangent.apply(original, self.constraint)  # type: ignore[no-untyped-call]
+        return result
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """The nearest point: what assigning to the parameter does."""
+        self._seen = None
+        return self.constraint.project(value)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_seen": None}  # an address means nothing in a copy
+
+    def extra_repr(self) -> str:
+        """The constraint."""
+        return repr(self.constraint)
+
+
+def _state(x: Tensor) -> tuple[int, ...] | None:
+    """Equal for two looks at ``x`` where nothing was written in between; None where unknowable.
+
+    Torch's version counter does not see fused optimizers, nor writes through ``.data``, so the
+    bits are summed as well; that would make an accelerator wait.
+    """
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
+        return None
+    bits = torch.view_as_real(x) if x.is_complex() else x
+    whole = bits.detach().view(_BITS[bits.element_size()])
+    return (x.data_ptr(), x._version, int(whole.sum()))
+
+
+class _Tangent(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, constraint: Constraint) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.constraint = constraint
+        return x.view_as(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        constraint: Constraint = ctx.constraint
+        wide = computing_dtype(x.dtype)
+        with full_precision(x.device):
+            tangent = constraint.set.tangent(
+                constraint.points(x).to(wide), constraint.points(g).to(wide)
+            )
+        return constraint.back(tangent, x.shape).to(g.dtype), None
+
+
+def is_parametrized(entry: Entry) -> bool:
+    """Whether the entry is the ``original`` of some parametrization."""
+    return isinstance(entry.owner, parametrize.ParametrizationList)
+
+
+def parametrize_(entry: Entry, constraint: Constraint) -> None:
+    """Register the parametrization; the Parameter stays the same object, as ``original``.
+
+    The note goes with the Parameter to its new owner, so that its other policies still hold.
+
+    Raises:
+        ConstraintError: The parameter is shared, and its other name would be cut off.
+    """
+    if len(entry.places) > 1:
+        raise ConstraintError(
+            "a shared parameter cannot be parametrized: its other name would be cut off",
+            where=", ".join(entry.names),
+            found='how="parametrize"',
+            wanted='how="project" or "tangent", which leave the Parameter where it is',
+        )
+    owner, local_name = entry.owner, entry.local_name
+    parametrize.register_parametrization(owner, local_name, OnTheSet(constraint))
+    put_note(getattr(owner.parametrizations, local_name), "original", note_of(owner, local_name))
+
+
+def parametrizations(model: nn.Module) -> list[tuple[nn.Module, str, OnTheSet]]:
+    """Owner, name and parametrization of every parameter that ours is the only one of."""
+    found = []
+    for module in model.modules():
+        lists = getattr(module, "parametrizations", None)
+        if not isinstance(lists, nn.ModuleDict):
+            continue
+        for name, chain in lists.items():
+            steps = list(chain.children())
+            if len(steps) == 1 and isinstance(steps[0], OnTheSet):
+                found.append((module, name, steps[0]))
+    return found
+
+
+def bake(model: nn.Module) -> nn.Module:
+    """Replace each of our parametrizations by the plain Parameter with its value, in place.
+
+    For export and inference; the state dict has plain keys again.
+
+    Returns:
+        ``model``.
+
+    Example:
+        >>> model = nn.Linear(4, 4)
+        >>> _ = ln.constrain(model, "weight", ln.sets.Orthogonal(), how="parametrize")
+        >>> sorted(ln.sets.bake(model).state_dict())
+        ['bias', 'weight']
+    """
+    for owner, name, _ in parametrizations(model):
+        parametrize.remove_parametrizations(owner, name, leave_parametrized=True)
+    return model

@@ -1,0 +1,222 @@
+"""The enforcer: batched like one by one, idempotent, calm about bad values, lazy where asked."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import learnables as ln
+from learnables.errors import ConstraintError, LearnablesWarning
+from learnables.sets.apply import Enforcer, enforce, enforcer_of
+from learnables.sets.batch import Kept
+from learnables.sets.constraint import Constraint
+
+
+def _kept(*params: torch.Tensor, of=None, **options) -> list[Kept]:
+    constraint = Constraint(of or ln.sets.Orthogonal(), **options)
+    return [Kept(f"w{i}", nn.Parameter(p), constraint) for i, p in enumerate(params)]
+
+
+def _near(*shape: int, size: float = 1e-2) -> torch.Tensor:
+    return ln.sets.Orthogonal().project(torch.randn(shape)) + size * torch.randn(shape)
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        ln.sets.Orthogonal(),
+        ln.sets.Sphere(),
+        ln.sets.Ball(0.3),
+        ln.sets.Simplex(),
+        ln.sets.NonNegative(),
+        ln.sets.SpectralBall(0.9),
+        ln.sets.Monotone(),
+    ],
+    ids=repr,
+)
+def test_together_is_the_same_as_one_by_one(of) -> None:
+    torch.manual_seed(0)
+    shapes = [(4, 4), (4, 4), (3, 5), (5, 3), (2, 4, 4), (4, 4)]
+    kept = _kept(*[_near(*shape) for shape in shapes], of=of)
+    alone = [of.enforce(one.parameter.detach())[0] for one in kept]
+    Enforcer(kept).project_()
+    for one, wanted in zip(kept, alone, strict=True):
+        torch.testing.assert_close(one.parameter.data, wanted, rtol=0, atol=1e-6)
+
+
+def test_a_second_call_changes_next_to_nothing() -> None:
+    torch.manual_seed(0)
+    for of in (ln.sets.Orthogonal(), ln.sets.Sphere(), ln.sets.Simplex(), ln.sets.Ball()):
+        kept = _kept(_near(8, 8), _near(8, 8), of=of)
+        enforcer = Enforcer(kept)
+        enforcer.project_()
+        once = [one.parameter.detach().clone() for one in kept]
+        for _ in range(10):
+            enforcer.project_()
+        for one, before in zip(kept, once, strict=True):
+            torch.testing.assert_close(one.parameter.data, before, rtol=0, atol=1e-6)
+
+
+def test_a_nan_matrix_is_named_once_and_the_others_are_held() -> None:
+    torch.manual_seed(0)
+    kept = _kept(_near(6, 6), _near(6, 6), _near(2, 6, 6))
+    kept[1].parameter.data[0, 0] = math.nan
+    kept[2].parameter.data[1] = 0
+    before = kept[1].parameter.detach().clone()
+    enforcer = Enforcer(kept)
+    with pytest.warns(LearnablesWarning) as caught:
+        enforcer.project_()
+    assert sorted(str(w.message).split("where: ")[1].split()[0] for w in caught) == ["w1", "w2"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        enforcer.project_()
+    torch.testing.assert_close(kept[1].parameter.data, before, equal_nan=True)
+    assert ln.sets.Orthogonal().violation(kept[0].parameter.data) <= 1e-5
+    assert ln.sets.Orthogonal().violation(kept[2].parameter.data[0]) <= 1e-5
+    said = {status.name: status for status in enforcer.status()}
+    assert (said["w0"].nonfinite, said["w1"].nonfinite) == ((), (0,))
+    assert said["w2"].degenerate == (1,)
+
+
+def test_a_lazy_constraint_is_enforced_only_above_its_tolerance() -> None:
+    torch.manual_seed(0)
+    kept = _kept(_near(32, 32, size=0.0), lazy=1e-2)
+    enforcer = Enforcer(kept)
+    enforcer.project_()
+    (status,) = enforcer.status()
+    assert (status.enforced, status.skipped) == (0, 1)
+    kept[0].parameter.data += 1e-4 * torch.randn(32, 32)
+    enforcer.project_()
+    assert enforcer.status()[0].skipped == 2
+    kept[0].parameter.data += 1e-2 * torch.randn(32, 32)
+    enforcer.project_()
+    assert enforcer.status()[0].enforced == 1
+    assert ln.sets.Orthogonal().violation(kept[0].parameter.data) <= 1e-5
+
+
+def test_the_estimate_is_the_defect_on_average() -> None:
+    torch.manual_seed(0)
+    of, w, generator = ln.sets.Orthogonal(), _near(3, 20, 12), torch.Generator().manual_seed(0)
+    squares = torch.stack([of.estimate(w, generator).square() for _ in range(500)])
+    torch.testing.assert_close(squares.mean(0).sqrt(), of.violation(w), rtol=0.1, atol=0)
+
+
+def test_tangent_mode_takes_the_part_across_out_of_the_gradient() -> None:
+    torch.manual_seed(0)
+    kept = _kept(_near(5, 3, size=0.0), _near(5, 3, size=0.0), how="tangent")
+    for one in kept:
+        one.parameter.grad = torch.randn(5, 3)
+    wanted = [ln.sets.Orthogonal().tangent(o.parameter.data, o.parameter.grad) for o in kept]
+    kept.append(_kept(_near(5, 3), how="tangent")[0])  # has no gradient this time
+    Enforcer(kept).before_step_()
+    for one, g in zip(kept, wanted, strict=False):
+        torch.testing.assert_close(one.parameter.grad, g)
+    assert kept[2].parameter.grad is None
+
+
+def test_momentum_is_kept_in_the_tangent_space() -> None:
+    torch.manual_seed(0)
+    for make in (
+        lambda p: torch.optim.Adam(p, lr=0.05),
+        lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+    ):
+        model = nn.Linear(4, 4, bias=False)
+        optimizer = make(model.parameters())
+        ln.constrain(model, "weight", ln.sets.Orthogonal(), optimizer=optimizer, momentum=True)
+        for _ in range(3):
+            model.weight.grad = torch.randn(4, 4)
+            optimizer.step()
+        state = optimizer.state[model.weight]
+        momentum = state.get("exp_avg", state.get("momentum_buffer"))
+        across = model.weight.mT @ momentum
+        torch.testing.assert_close(across, -across.mT, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_step_that_the_scaler_skips_changes_nothing(fused) -> None:
+    torch.manual_seed(0)
+    model = nn.Linear(4, 4, bias=False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=fused)
+    ln.constrain(model, "weight", ln.sets.Orthogonal(), optimizer=optimizer)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    before = model.weight.detach().clone()
+    scaler.scale(model(torch.randn(3, 4)).sum() * math.inf).backward()
+    scaler.step(optimizer)
+    scaler.update()
+    torch.testing.assert_close(model.weight.data, before, rtol=0, atol=1e-6)
+
+
+def test_autocast_and_coarse_matrix_products_change_nothing() -> None:
+    torch.manual_seed(0)
+    w = _near(16, 16)
+    plain, cast = _kept(w.clone()), _kept(w.clone())
+    Enforcer(plain).project_()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            Enforcer(cast).project_()
+            assert torch.is_autocast_enabled("cpu")
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert torch.equal(plain[0].parameter.data, cast[0].parameter.data)
+
+
+class _Declared(nn.Module):
+    def __init__(self, constraint: object) -> None:
+        super().__init__()
+        self.w = ln.parameter(4, 4, init=nn.init.normal_, constraint=constraint)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x @ self.w
+
+
+@pytest.mark.parametrize("how", ["project", "tangent", "parametrize"])
+def test_what_is_declared_is_enforced_by_one_call(how) -> None:
+    torch.manual_seed(0)
+    model = _Declared(Constraint(ln.sets.Orthogonal(), how=how))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    handle = enforce(model, optimizer)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(torch.randn(5, 4)).square().sum().backward()
+        optimizer.step()
+        assert ln.violation(model)["w"] <= 1e-5
+    assert len(enforce(model, optimizer).attached) == 0  # not twice
+    handle.remove()
+    if how != "parametrize":
+        assert not enforcer_of(optimizer).kept
+
+
+def test_a_declared_parameter_that_no_optimizer_holds_is_an_error() -> None:
+    model = _Declared(ln.sets.Ball())
+    with pytest.raises(ConstraintError, match="in none of the optimizers"):
+        enforce(model, torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.1))
+
+
+def test_an_averaged_copy_is_projected() -> None:
+    torch.manual_seed(0)
+    model = _Declared(ln.sets.Orthogonal())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    enforce(model, optimizer)
+    average = torch.optim.swa_utils.AveragedModel(model)
+    for _ in range(5):
+        model.w.grad = torch.randn(4, 4)
+        optimizer.step()
+        average.update_parameters(model)
+    assert ln.violation(average)["module.w"] > 1e-2
+    ln.sets.project_(average)
+    assert ln.violation(average)["module.w"] <= 1e-5
+
+
+def test_nothing_is_left_on_the_optimizer_of_a_copy() -> None:
+    import copy
+
+    model = _Declared(ln.sets.Ball())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    enforce(model, optimizer)
+    copied = copy.deepcopy(optimizer)
+    assert enforcer_of(copied) is None
+    assert not copied.state_dict()["state"]
