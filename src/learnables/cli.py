@@ -21,6 +21,79 @@ def learnables() -> None:
 
 # --- prove: run, audit, rules, explain, inspect, sweep ---------------------------------------
 
+_Select = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="Only rules with these codes, beginnings of codes or names: LRN2,no-gradient."
+    ),
+]
+_Ignore = Annotated[list[str] | None, typer.Option(help="No rules with these.")]
+_Format = Annotated[
+    str, typer.Option("--format", help="text, json, jsonl, sarif, github or junit.")
+]
+_Output = Annotated[Path | None, typer.Option(help="Write the report to this file.")]
+
+
+@app.command()
+def audit(
+    factory: Annotated[
+        str,
+        typer.Argument(
+            help="pkg.module:name or file.py:name; it returns a model, or (model, optimizer, step)."
+        ),
+    ],
+    steps: Annotated[int | None, typer.Option(min=1, help="Iterations to observe: 4.")] = None,
+    format: _Format = "text",
+    output: _Output = None,
+    select: _Select = None,
+    ignore: _Ignore = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Report only what is not in this file.")
+    ] = None,
+    write_baseline: Annotated[
+        Path | None, typer.Option(help="Write what is found to this file, and succeed.")
+    ] = None,
+) -> None:
+    """Say for every parameter whether it trains as its author thinks, and if not, why.
+
+    Defaults come from [tool.learnables] in pyproject.toml. Exit code 0: clean; 1: findings; 2: it
+    could not run.
+
+    Raises:
+        Exit: With that code.
+    """
+    from learnables.auditing.command import run_audit
+
+    code = run_audit(
+        factory,
+        steps=steps,
+        format=format,
+        output=output,
+        select=select or (),
+        ignore=ignore or (),
+        baseline=baseline,
+        new_baseline=write_baseline,
+    )
+    raise typer.Exit(code)
+
+
+@app.command()
+def rules(select: _Select = None) -> None:
+    """List the rules of the audit."""
+    from learnables.auditing.command import print_rules
+
+    print_rules(select or ())
+
+
+@app.command()
+def explain(
+    rule: Annotated[str, typer.Argument(help="A code or a name: LRN201, no-gradient.")],
+) -> None:
+    """Print the page of a rule: why it matters, an example, and the mend."""
+    from learnables.auditing.command import explain
+
+    explain(rule)
+
 
 # --- train -----------------------------------------------------------------------------------
 
