@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, nn, overrides
 from torch.nn.modules import activation, batchnorm, conv, instancenorm, normalization, rnn
 from torch.nn.modules import module as _module
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+from torch.overrides import TorchFunctionMode
 
 NORMS = (
     normalization.LayerNorm,
@@ -176,18 +177,24 @@ def clip_module() -> Any:
     return clip_grad
 
 
-def leaves_of(roots: Any) -> dict[int, Tensor]:
-    """Identity → leaf tensor, for every leaf in the graphs of ``roots``."""
+def leaves_of(roots: Any) -> dict[int, tuple[Tensor, int]]:
+    """Every leaf in the graphs of ``roots``: identity → (leaf, number of its youngest user).
+
+    Nodes of one thread are numbered in the order they are made, see `sequence_now`.
+    """
     roots = [roots] if isinstance(roots, Tensor) else list(roots)
-    found = {id(x): x for x in roots if x.requires_grad and x.grad_fn is None}
+    found = {id(x): (x, sys.maxsize) for x in roots if x.requires_grad and x.grad_fn is None}
     stack = [x.grad_fn for x in roots if x.grad_fn is not None]
     seen = set(stack)
     while stack:
         node = stack.pop()
-        if node.name() == "torch::autograd::AccumulateGrad":
-            found[id(node.variable)] = node.variable
         for parent, _ in node.next_functions:
-            if parent is not None and parent not in seen:
+            if parent is None:
+                continue
+            if parent.name() == "torch::autograd::AccumulateGrad":
+                leaf, number = parent.variable, node._sequence_nr()
+                found[id(leaf)] = (leaf, max(number, found.get(id(leaf), (leaf, -1))[1]))
+            elif parent not in seen:
                 seen.add(parent)
                 stack.append(parent)
     return found
@@ -236,3 +243,44 @@ def own_view(x: Tensor, *shape: int) -> Tensor:
     """
     y: Tensor = torch.ops.aten._unsafe_view.default(x, shape)
     return y
+
+
+def remove_function_mode(mode: TorchFunctionMode) -> None:
+    """Take ``mode`` off the stack, wherever it lies; the ones above it stay."""
+    above = []
+    while torch._C._len_torch_function_stack():
+        top = overrides._pop_mode()  # type: ignore[no-untyped-call]
+        if top is mode:
+            break
+        above.append(top)
+    for other in reversed(above):
+        overrides._push_mode(other)  # type: ignore[no-untyped-call]
+
+
+def sequence_now() -> int:
+    """A number greater than that of every graph node made in this thread so far."""
+    with torch.enable_grad():
+        node = (torch.zeros((), requires_grad=True) * 1).grad_fn
+    number: int = node._sequence_nr()  # type: ignore[union-attr]
+    return number
+
+
+def reduction_of(loss: Tensor) -> str:
+    """How a loss was averaged: ``mean``, ``sum``, ``scaled`` (a factor follows), ``unknown``.
+
+    A loss that a gradient scaler multiplied is looked at below the factor.
+    """
+    return _reduction(loss.grad_fn)
+
+
+def _reduction(node: Any) -> str:
+    name = "" if node is None else node.name()
+    if name.startswith("MeanBackward"):
+        return "mean"
+    if name.startswith("AddBackward"):
+        parts = {_reduction(parent) for parent, _ in node.next_functions if parent is not None}
+        return parts.pop() if len(parts) == 1 else "unknown"
+    if name.startswith(("DivBackward", "MulBackward")):
+        return "scaled"
+    known: dict[int, str] = {1: "mean", 2: "sum"}
+    return known.get(getattr(node, "_saved_reduction", 0), "unknown")

@@ -21,6 +21,7 @@ from torch.optim import Optimizer
 
 from learnables._torch import is_uninitialised
 from learnables.auditing.intent import Intent, Loaded, means
+from learnables.auditing.places import library_of
 from learnables.entries import Entry
 
 
@@ -173,6 +174,7 @@ class Look:
         arrived: Number of backwards that delivered a gradient to it.
         gradient: What the optimizer consumed; without a step, what lay in ``.grad`` at the end.
             None where there was none.
+        accumulated: What lay in ``.grad`` after the last of several backwards.
         stepped: An optimizer that holds it stepped.
         lr: The learning rate of its group at that step.
         value: The value at the end of the iteration.
@@ -185,6 +187,7 @@ class Look:
     reached: bool
     arrived: int
     gradient: Amount | None
+    accumulated: Amount | None
     stepped: bool
     lr: float | None
     value: Amount | None
@@ -218,6 +221,24 @@ class Ending:
     location: str | None = None
 
 
+@dataclass(frozen=True, eq=False)
+class FunctionSeen:
+    """A custom ``autograd.Function`` that the step applied.
+
+    Attributes:
+        kind: The class.
+        location: ``file:line`` of the call.
+        params: For each tensor input that asks for a gradient, what it depends on.
+        verdict: What the derivative probe found for each of these inputs: the largest
+            |numeric − analytic| over the largest |numeric|; None where it could not tell.
+    """
+
+    kind: type
+    location: str | None
+    params: tuple[tuple[Tensor, ...], ...]
+    verdict: tuple[float | None, ...]
+
+
 @dataclass(frozen=True)
 class Crash:
     """A step that raised."""
@@ -246,6 +267,9 @@ class Evidence:
         looks: For each entry and each held tensor, one look per iteration.
         called: Identity of each module that was called → set of (gradients enabled, in training).
         endings: For each entry without a useful gradient, where its path ends, if it was traced.
+        shifts: For entries that are only ever added to something and whose gradient looked small:
+            |Σ gradient| ÷ Σ |gradient|; near the machine precision nothing depends on them.
+        functions: The user's autograd Functions that were applied.
         first: A copy of the first value, for entries and held tensors within the memory budget.
         last: A copy of the last value, likewise.
         intent: What the author meant, merged from ``intent=`` and our own declarations.
@@ -271,6 +295,8 @@ class Evidence:
     looks: Mapping[Entry | Held, tuple[Look, ...]] = field(default_factory=dict)
     called: Mapping[int, set[tuple[bool, bool]]] = field(default_factory=dict)
     endings: Mapping[Entry, Ending] = field(default_factory=dict)
+    shifts: Mapping[Entry, float] = field(default_factory=dict)
+    functions: tuple[FunctionSeen, ...] = ()
     first: Mapping[Tensor, Tensor] = field(default_factory=dict)
     last: Mapping[Tensor, Tensor] = field(default_factory=dict)
     intent: Intent = field(default_factory=Intent)
@@ -306,6 +332,22 @@ class Evidence:
         """Entries of the model itself, without those of further modules."""
         mine = {id(p) for p in self.model.parameters()}
         return [entry for entry in self.entries if id(entry.param) in mine]
+
+    def library_of(self, entry: Entry) -> str | None:
+        """The installed package that wrote the module around this parameter; None if the user did.
+
+        torch's own layers count as written by whoever put them together.
+        """
+        for root in (self.model, *self.modules.values()):
+            at: nn.Module | None = root
+            path = [root]
+            for part in entry.places[0].name.split(".")[:-1]:
+                at = at._modules.get(part) if at is not None else None
+                path += [at] if at is not None else []
+            if at is entry.owner:
+                packages = [library_of(type(module)) for module in reversed(path)]
+                return next((p for p in packages if p != ""), None)
+        return None
 
     def is_found(self, entry: Entry) -> bool:
         """Whether it belongs only to modules that nobody handed over."""
@@ -389,15 +431,17 @@ def _balance(events: Sequence[Event]) -> dict[int, list[Contribution]]:
         if event.kind == "backward":
             for cleared in event.details.get("cleared_before", ()):
                 close(id(cleared), event)
+            inside = event.details.get("inside_step")  # a closure: its step consumes it
             for param in event.arrived:
-                pending.setdefault(id(param), []).append((event, []))
+                pending.setdefault(id(param), []).append((event, [inside] if inside else []))
         elif event.kind == "zero_grad":
             for param in event.params:
                 close(id(param), event)
         elif event.kind == "step":
             for param in event.params:
                 for _, steps in pending.get(id(param), ()):
-                    steps.append(event)
+                    if event not in steps:
+                        steps.append(event)
     for key in list(pending):
         close(key, None)
     return done

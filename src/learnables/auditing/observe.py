@@ -4,7 +4,8 @@ Everything here is undone when the ``with`` is left: the wrapped methods of torc
 global hooks, the function mode. Nothing is installed on import.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,12 +22,26 @@ from learnables._torch import (
     on_module_forward,
     on_optimizer_step,
     on_parameter_registration,
+    reduction_of,
+    sequence_now,
 )
-from learnables.auditing.evidence import Amount, Event, EventKind, Held, Look, Phase, amount_of
+from learnables.auditing.evidence import (
+    Amount,
+    Ending,
+    Event,
+    EventKind,
+    FunctionSeen,
+    Held,
+    Look,
+    Phase,
+    amount_of,
+)
 from learnables.auditing.memory import checksum
 from learnables.auditing.patches import Patches
 from learnables.auditing.places import users_line
+from learnables.auditing.probes import check_functions
 from learnables.auditing.survey import Survey
+from learnables.auditing.trace import Trace
 from learnables.entries import Entry
 
 SNAPSHOT_BUDGET = 2 << 30
@@ -39,8 +54,9 @@ class Observer:
         survey: Who takes part; optimizers that show up later are added to it.
         budget: Bytes of rolling copies; values beyond are compared by checksum.
         on_boundary: For loops that do not call `begin` and `end` themselves: called when the first
-            thing after an optimizer step happens.
+            thing after an optimizer step happens, with whether the observer may be closed there.
         on_event: Called after each event.
+        trace: Whether to follow the calls, for the endings.
     """
 
     def __init__(
@@ -48,8 +64,9 @@ class Observer:
         survey: Survey,
         *,
         budget: int = SNAPSHOT_BUDGET,
-        on_boundary: Callable[[], None] | None = None,
+        on_boundary: Callable[[bool], None] | None = None,
         on_event: Callable[[Event], None] | None = None,
+        trace: bool = True,
     ) -> None:
         self.survey = survey
         self.events: list[Event] = []
@@ -61,6 +78,8 @@ class Observer:
         self._on_boundary = on_boundary
         self._on_event = on_event
         self._patches = Patches()
+        self.trace = Trace(entry.param for entry in survey.entries) if trace else None
+        self._sequence = 0
         self._open_backward: dict[Tensor, Amount] | None = None
         self._inside_step: Event | None = None
         self._inside: set[str] = set()
@@ -78,6 +97,8 @@ class Observer:
         """Install the patches."""
         try:
             self._install()
+            if self.trace is not None:
+                self.trace.__enter__()
         except BaseException:
             self._patches.undo()
             raise
@@ -85,6 +106,8 @@ class Observer:
 
     def __exit__(self, *_: object) -> None:
         """Take the patches off again."""
+        if self.trace is not None:
+            self.trace.__exit__()
         self._patches.undo()
 
     def _install(self) -> None:
@@ -112,14 +135,21 @@ class Observer:
     def begin(self) -> None:
         """A new iteration starts: take the values as they are now."""
         self._backwards = self._steps = 0
+        self._sequence = sequence_now()
         for slot in self.slots:
             slot.begin()
+        if self.trace is not None:
+            self.trace.begin()
 
     def end(self, loss: Any = None) -> None:
         """The iteration is over; ``loss`` is what it returned."""
-        for slot in self.slots:
-            slot.compare(slot.late_phase(self._backwards))
-            slot.end()
+        with self._untraced():
+            for slot in self.slots:
+                slot.compare(slot.late_phase(self._backwards))
+                if self.trace is not None and isinstance(slot.thing, Entry):
+                    slot.used = self.trace.used(slot.tensor)
+                slot.end()
+            self._find_endings()
         if isinstance(loss, Tensor) and loss.numel() == 1:
             self.losses.append(float(loss.detach()))
         else:
@@ -127,6 +157,57 @@ class Observer:
         self._scaled.clear()
         self._backwards = self._steps = 0
         self.iteration += 1
+
+    def _find_endings(self) -> None:
+        if self.trace is None:
+            return
+        trainable = [s for s in self.slots if isinstance(s.thing, Entry) and s.thing.trainable]
+        unhappy = [s.tensor for s in trainable if not s.is_happy]
+        self.trace.end(unhappy)
+        self.trace.suspect(unhappy)
+        self.trace.suspect(_much_smaller_than_siblings(trainable))
+
+    @property
+    def endings(self) -> dict[Entry, Ending]:
+        """Where the paths of parameters without a useful gradient end."""
+        found = {} if self.trace is None else self.trace.endings
+        return {
+            slot.thing: found[id(slot.tensor)]
+            for slot in self.slots
+            if isinstance(slot.thing, Entry) and id(slot.tensor) in found
+        }
+
+    @property
+    def shifts(self) -> dict[Entry, float]:
+        """|Σ gradient| ÷ Σ |gradient| of the parameters that are only added to something."""
+        found = {} if self.trace is None else self.trace.shifts
+        return {
+            slot.thing: found[id(slot.tensor)]
+            for slot in self.slots
+            if isinstance(slot.thing, Entry) and id(slot.tensor) in found
+        }
+
+    @property
+    def functions(self) -> tuple[FunctionSeen, ...]:
+        """The user's autograd Functions, with what the derivative probe says of each."""
+        if self.trace is None:
+            return ()
+        return tuple(
+            FunctionSeen(kind, at, tuple(params), verdict)
+            for kind, at, params, verdict in check_functions(self.trace)
+        )
+
+    @contextmanager
+    def _untraced(self) -> Iterator[None]:
+        """What the observer itself computes is not part of the step."""
+        if self.trace is None:
+            yield
+            return
+        self.trace.paused += 1
+        try:
+            yield
+        finally:
+            self.trace.paused -= 1
 
     @property
     def has_open_iteration(self) -> bool:
@@ -171,18 +252,24 @@ class Observer:
             self._on_event(event)
         return event
 
-    def _boundary(self) -> None:
+    def _boundary(self, *, may_stop: bool = True) -> None:
         """Something happens that belongs to the next iteration if a step is already behind us."""
         if self._on_boundary is not None and self._steps and self._inside_step is None:
-            self._on_boundary()
+            self._on_boundary(may_stop)
 
     def _wrap_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             if self._open_backward is not None:  # re-entrant: a checkpoint recomputes inside
-                with _Arrivals(leaves_of(tensors), self._open_backward):
+                with _Arrivals(leaves_of(tensors), self._open_backward, self.trace):
                     return original(tensors, *args, **kwargs)
-            self._boundary()
+            self._boundary(may_stop=False)
             roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+            if self.trace is not None:
+                self.trace.backward_from(roots)
+            with self._untraced():
+                return run(roots, tensors, *args, **kwargs)
+
+        def run(roots: list[Tensor], tensors: Any, *args: Any, **kwargs: Any) -> Any:
             cleared = [p for p in self._pending.values() if _is_cleared(p)]
             leaves = leaves_of(roots)
             if not self._backwards:
@@ -192,22 +279,27 @@ class Observer:
             arrived: dict[Tensor, Amount] = {}
             self._open_backward = arrived
             try:
-                with _Arrivals(leaves, arrived):
+                with _Arrivals(leaves, arrived, self.trace):
                     result = original(tensors, *args, **kwargs)
             finally:
                 self._open_backward = None
             for slot in self.slots:
-                slot.after_backward(leaves, arrived)
+                slot.after_backward(leaves, arrived, sums=self._backwards > 1)
             for p in cleared:
                 self._pending.pop(id(p), None)
             self._pending.update({id(p): p for p in arrived})
+            stale = tuple(x for x, youngest in leaves.values() if youngest < self._sequence)
+            if self.trace is not None:
+                self.trace.stale(stale)
             self._event(
                 "backward",
-                params=leaves.values(),
+                params=[leaf for leaf, _ in leaves.values()],
                 arrived=arrived,
+                stale=stale,
                 cleared_before=tuple(cleared),
                 roots=tuple(root.grad_fn.name() if root.grad_fn else "" for root in roots),
                 loss=float(roots[0].detach()) if roots and roots[0].numel() == 1 else None,
+                reduction=reduction_of(roots[0]) if len(roots) == 1 else "unknown",
                 scaled=any(id(root) in self._scaled for root in roots),
             )
             return result
@@ -369,17 +461,21 @@ class Observer:
         closure = kwargs.get("closure") or next(iter(args[1:]), None)
         if not callable(closure):
             self._consume(optimizer)
+            self._pause_trace()
             return None
 
         def observed() -> Any:
+            self._resume_trace()
             loss = closure()
             if not done:
                 done.append(True)
                 self._consume(optimizer, self._inside_step)
+            self._pause_trace()
             return loss
 
         done: list[bool] = []
         self._inside_step = self._step_event(optimizer)
+        self._pause_trace()
         if "closure" in kwargs:
             return args, {**kwargs, "closure": observed}
         return tuple(observed if a is closure else a for a in args), kwargs
@@ -396,9 +492,10 @@ class Observer:
             return
         held = {id(p) for p in _params_of(optimizer)}
         scale = getattr(optimizer, "grad_scale", None)
-        for slot in self.slots:
-            slot.compare(slot.late_phase(self._backwards))
-            slot.before_step(held, float(scale) if isinstance(scale, Tensor) else 1.0)
+        with self._untraced():
+            for slot in self.slots:
+                slot.compare(slot.late_phase(self._backwards))
+                slot.before_step(held, float(scale) if isinstance(scale, Tensor) else 1.0)
         event = event or self._step_event(optimizer)
         self._steps += 1
         self._inside_step = event
@@ -412,6 +509,17 @@ class Observer:
             if slot.stepped_now:
                 slot.stepped_now = False
                 slot.compare("step")
+        self._resume_trace()
+
+    def _pause_trace(self) -> None:
+        if self.trace is not None and "step" not in self._inside:
+            self._inside.add("step")
+            self.trace.paused += 1
+
+    def _resume_trace(self) -> None:
+        if self.trace is not None and "step" in self._inside:
+            self._inside.discard("step")
+            self.trace.paused -= 1
 
     def _registered(self, module: nn.Module, name: str, param: Tensor | None) -> None:
         old = module._parameters.get(name)
@@ -430,21 +538,30 @@ class Observer:
 class _Arrivals:
     """Hooks on leaves for the length of one backward; notes the gradient each of them is given."""
 
-    def __init__(self, leaves: Mapping[int, Tensor], into: dict[Tensor, Amount]) -> None:
-        self._leaves, self._into = leaves, into
+    def __init__(
+        self,
+        leaves: Mapping[int, tuple[Tensor, int]],
+        into: dict[Tensor, Amount],
+        trace: Trace | None,
+    ) -> None:
+        self._leaves, self._into, self._trace = leaves, into, trace
         self._handles: list[Any] = []
 
     def __enter__(self) -> None:
-        for leaf in self._leaves.values():
+        for leaf, _ in self._leaves.values():
             self._handles.append(leaf.register_hook(self._hook(leaf)))  # type: ignore[no-untyped-call]
 
     def __exit__(self, *_: object) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _hook(self, leaf: Tensor) -> Callable[[Tensor], None]:
-        def note(gradient: Tensor) -> None:
+    def _hook(self, leaf: Tensor) -> Callable[[Tensor | None], None]:
+        def note(gradient: Tensor | None) -> None:
+            if gradient is None:  # a custom Function gave None back
+                return
             self._into[leaf] = amount_of(local(gradient))
+            if self._trace is not None:
+                self._trace.arrived(leaf, local(gradient))
 
         return note
 
@@ -462,6 +579,8 @@ class _Slot:
         self._clean()
 
     def _clean(self) -> None:
+        self.is_happy = False
+        self.accumulated: Amount | None = None
         self.reached = False
         self.arrived = 0
         self.gradient: Amount | None = None
@@ -525,7 +644,13 @@ class _Slot:
             self._take(current)
         self._clean()
 
-    def after_backward(self, leaves: Mapping[int, Tensor], arrived: dict[Tensor, Amount]) -> None:
+    def after_backward(
+        self,
+        leaves: Mapping[int, tuple[Tensor, int]],
+        arrived: dict[Tensor, Amount],
+        *,
+        sums: bool,
+    ) -> None:
         """Note whether this backward reached the tensor, and whether a gradient came."""
         current = self.now()
         if current is None:
@@ -534,6 +659,11 @@ class _Slot:
             arrived[current] = amount_of(local(current.grad))  # FSDP2 puts it there itself
         self.reached = self.reached or id(current) in leaves or current in arrived
         self.arrived += current in arrived
+        if sums and current in arrived and current.grad is not None:
+            self.accumulated = amount_of(local(current.grad))
+        delivered = arrived.get(current)
+        if delivered is not None and not delivered.is_zero:
+            self.is_happy = delivered.nonfinite == 0
 
     def before_step(self, held: set[int], scale: float) -> None:
         """Note the gradient the optimizer is about to consume."""
@@ -564,6 +694,7 @@ class _Slot:
                 self.reached,
                 self.arrived,
                 self.gradient,
+                self.accumulated,
                 self.stepped,
                 self.lr,
                 value,
@@ -584,6 +715,20 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     x, y = as_real(a), as_real(b)
     kind = words[x.element_size()]
     return torch.equal(x.contiguous().view(kind), y.contiguous().view(kind))
+
+
+def _much_smaller_than_siblings(slots: Iterable[_Slot]) -> list[Tensor]:
+    """Parameters whose gradient is round-off beside that of the other parameters of their owner."""
+    by_owner: dict[int, list[_Slot]] = {}
+    for slot in slots:
+        if isinstance(slot.thing, Entry) and slot.gradient is not None:
+            by_owner.setdefault(id(slot.thing.owner), []).append(slot)
+    return [
+        slot.tensor
+        for group in by_owner.values()
+        for slot in group
+        if slot.gradient.absmax < 1e-3 * max(s.gradient.absmax for s in group)  # type: ignore[union-attr]
+    ]
 
 
 def _is_cleared(p: Tensor) -> bool:

@@ -49,3 +49,12 @@ def shown(location: str | None) -> str:
         return f"{Path(file).relative_to(Path.cwd())}:{line}"
     except ValueError:
         return location
+
+
+def library_of(kind: type) -> str | None:
+    """The installed package that defines a class: its name, ``""`` for torch, None for the user."""
+    top = kind.__module__.partition(".")[0]
+    if top == "torch":
+        return ""
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
+    return top if "site-packages" in file or "dist-packages" in file else None

@@ -5,15 +5,16 @@ import inspect
 import linecache
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sized
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, TypeVar
 
 from learnables.auditing.evidence import Evidence, Stage
 from learnables.auditing.places import shown
 from learnables.errors import lay_out
 from learnables.watching.sinks.escape import visible
 
+_T = TypeVar("_T")
 Severity: TypeAlias = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
 
@@ -87,6 +88,17 @@ def quote(location: str | None) -> str:
 
 class SkipRule(Exception):  # noqa: N818 - reads as what to do
     """Raised by a rule that cannot judge; its text is the reason shown in ``report.skipped``."""
+
+
+def needed(value: _T | None, what: str) -> _T:
+    """``value``; where it is None or empty, the rule at work is skipped for want of ``what``.
+
+    Raises:
+        SkipRule: It is.
+    """
+    if value is None or (isinstance(value, Sized) and len(value) == 0):
+        raise SkipRule(f"needs {what}")
+    return value
 
 
 Check: TypeAlias = Callable[[Evidence], Iterator[Finding]]

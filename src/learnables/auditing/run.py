@@ -188,6 +188,9 @@ def _evidence(
         iterations=observer.iteration,
         losses=tuple(observer.losses),
         looks=observer.looks(),
+        endings=observer.endings,
+        shifts=observer.shifts,
+        functions=observer.functions,
         called=observer.called,
         first=first,
         last=last,
@@ -260,14 +263,15 @@ def _meant(rule: Rule, evidence: Evidence) -> list[tuple[frozenset[str], str]]:
 def _first_causes(found: Sequence[tuple[Rule, Finding]]) -> Iterator[Finding]:
     """Drop, parameter by parameter, what another rule's finding explains."""
     for rule, finding in found:
-        explained = {
-            name
+        causes = [
+            cause
             for other, cause in found
             if other is not rule and _subsumes(other, rule) and not _subsumes(rule, other)
-            for name in cause.where
-        }
+        ]
+        explained = {name for cause in causes for name in cause.where}
         left = [name for name in finding.where if name not in explained]
-        if left or not finding.where:
+        of_everything = any(not cause.where for cause in causes)
+        if not of_everything and (left or (not finding.where and not causes)):
             yield replace(finding, where=left)
 
 
@@ -400,14 +404,14 @@ class Observation:
         """Stop looking; write the report if that has not happened yet."""
         self._stop()
 
-    def _boundary(self) -> None:
+    def _boundary(self, may_stop: bool) -> None:
         observer = self._observer
         if observer is None:
             return
         losses = [e.details["loss"] for e in observer.happened("backward")]
         observer.end(losses[-1] if losses else None)
         stepping = max(1, len({id(e.subject) for e in observer.happened("step")}))
-        if observer.iteration >= self._steps * stepping:
+        if may_stop and observer.iteration >= self._steps * stepping:
             self._stop()
         else:
             observer.begin()
