@@ -190,6 +190,22 @@ def test_what_is_declared_is_enforced_by_one_call(how) -> None:
         assert not enforcer_of(optimizer).kept
 
 
+def test_attach_enforces_what_is_declared_until_it_is_removed() -> None:
+    torch.manual_seed(0)
+    model = _Declared(ln.sets.Sphere())
+    optimizer = torch.optim.SGD(ln.param_groups(model, lr=0.5))
+    first = ln.attach(model, optimizer)
+    second = ln.attach(model, optimizer)  # replaces the first
+    first.remove()  # has nothing to take away any more
+    assert id(model.w) in second.attached
+    model.w.grad = torch.randn(4, 4)
+    optimizer.step()
+    assert ln.violation(model)["w"] <= 1e-6
+    second.remove()
+    optimizer.step()
+    assert ln.violation(model)["w"] > 1e-3
+
+
 def test_a_declared_parameter_that_no_optimizer_holds_is_an_error() -> None:
     model = _Declared(ln.sets.Ball())
     with pytest.raises(ConstraintError, match="in none of the optimizers"):

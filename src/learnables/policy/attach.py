@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from learnables._torch import from_rank_0, pull_together_
 from learnables.errors import PolicyError
 from learnables.policy.resolve import Plan, resolve
+from learnables.sets.apply import Enforcement, enforce
 
 _attached: "WeakKeyDictionary[Optimizer, Attachment]" = WeakKeyDictionary()
 
@@ -20,6 +21,7 @@ def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> "Att
 
     * ``weight_decay="init"``: before each step θ ← θ − lr · λ · (θ − θ₀), decoupled as in AdamW,
       with the group's current learning rate and λ = ``decay_toward_init`` of the group.
+    * ``constraint=``: the value is projected now, and after each step in one batched call.
 
     Under DDP and FSDP2 every rank calls it: the initial values are those of rank 0.
 
@@ -36,6 +38,8 @@ def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> "Att
     Raises:
         PolicyError: A parameter that needs it is in none of the optimizers, or its initial value
             is not known (built on the meta device from random values).
+        ConstraintError: A constrained parameter is in none of the optimizers, or its set does not
+            fit it.
 
     Example:
         >>> class Colour(nn.Module):
@@ -53,7 +57,8 @@ def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> "Att
         [0.05..., 0.05..., 0.05...]
 
     Cost:
-        Three multi-tensor operations per group with such parameters; nothing where there are none.
+        Decay: three multi-tensor operations per group with such parameters. Constraints: see
+        `ln.constrain`. Nothing where there are none.
 
     Source:
         Decoupled decay: Loshchilov and Hutter, *Decoupled weight decay regularization*,
@@ -64,10 +69,11 @@ def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> "Att
     plans = [plan for plan in resolve(model) if plan.entry.trainable]
     pulls = {opt: _pulls(plans, opt) for opt in optimizers}
     _require_all_held(plans, optimizers)
-    handle = Attachment(pulls)
     for opt in optimizers:
         if opt in _attached:
             _attached[opt].remove()
+    handle = Attachment(pulls, enforce(model, optimizers))
+    for opt in optimizers:
         _attached[opt] = handle
     return handle
 
@@ -100,16 +106,15 @@ class _Pull:
 class Attachment:
     """The hooks of one `ln.attach`; also a context manager that removes them at its end."""
 
-    def __init__(self, pulls: dict[Optimizer, list[_Pull]]) -> None:
-        self._pulls = pulls
+    def __init__(self, pulls: dict[Optimizer, list[_Pull]], constraints: Enforcement) -> None:
+        self._pulls, self._constraints = pulls, constraints
         self._hooks = [opt.register_step_pre_hook(self._before_step) for opt in pulls]
 
     @property
     def attached(self) -> frozenset[int]:
         """The ids of the parameters that it takes care of."""
-        return frozenset(
-            id(p) for pulls in self._pulls.values() for pull in pulls for p in pull.params
-        )
+        pulled = {id(p) for pulls in self._pulls.values() for pull in pulls for p in pull.params}
+        return self._constraints.attached | pulled
 
     def _before_step(self, optimizer: Optimizer, *_: object) -> None:
         for pull in self._pulls[optimizer]:
@@ -119,6 +124,7 @@ class Attachment:
         """Take the hooks away again."""
         for hook in self._hooks:
             hook.remove()
+        self._constraints.remove()
         for optimizer in self._pulls:
             if _attached.get(optimizer) is self:
                 del _attached[optimizer]

@@ -210,6 +210,7 @@ class Enforcement:
         """Leave them alone from now on."""
         for enforcer, kept in self._added:
             enforcer.drop(one.parameter for one in kept)
+        self._added = []
 
 
 def enforce(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> Enforcement:
