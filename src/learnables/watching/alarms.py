@@ -36,18 +36,21 @@ def _nonfinite(seen: Sighting, names: Sequence[str]) -> Alarm:
     # Backward walks the model from its end: what it reached first is where it began.
     first = bad[-1] if seen.quantity == "gradient" else bad[0]
     others = "" if len(bad) == 1 else f", and {len(bad) - 1} more of {len(names)} parameters"
-    what, mend = {
+    what, wanted, mend = {
         "weight": (
             "the weight is not finite before the step, though it was after the last one",
-            "look for an assignment outside the optimizer, or a loaded checkpoint",
+            "finite values, which nobody but the optimizer writes",
+            "",
         ),
         "gradient": (
             "the gradient is not finite",
+            "finite values",
             "torch.autograd.set_detect_anomaly(True)",
         ),
         "update": (
             "the weight is not finite after the step, though its gradient was",
-            "look at eps, betas and lr in optimizer.param_groups",
+            "finite values; a larger eps, a smaller lr",
+            "optimizer.param_groups",
         ),
     }[seen.quantity]
     return Alarm(
@@ -57,7 +60,7 @@ def _nonfinite(seen: Sighting, names: Sequence[str]) -> Alarm:
         name=first,
         what=what,
         found=f"NaN or inf in the {seen.quantity} of {first}{others}",
-        wanted="finite values",
+        wanted=wanted,
         mend=mend,
         rank=seen.rank,
     )

@@ -39,9 +39,9 @@ class Rows:
 
     @cached_property
     def norm(self) -> Array:
-        """Euclidean norm of each row, shape (P,); nan where there is none."""
-        with np.errstate(invalid="ignore"):
-            return np.where(self.present, np.sqrt(self.moments["sum_of_squares"]), np.nan)
+        """Euclidean norm of each row, shape (P,); nan where there is none, or not all is finite."""
+        whole = self.present & (self.moments["nonfinite"] == 0)
+        return np.where(whole, np.sqrt(self.moments["sum_of_squares"]), np.nan)
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from torch.optim import Optimizer
 from learnables._torch import is_dtensor, is_last_pre_hook, make_last_pre_hook
 from learnables.entries import Entry, entries
 from learnables.errors import LearnablesError, warn
+from learnables.policy.kinds import kind_of
 from learnables.select import Selector
 from learnables.select import select as pick
 from learnables.watching.alarm import Alarm
@@ -557,7 +558,9 @@ class Watcher:
     def _describe(self) -> None:
         if self._store and self._described is not self._entries:
             self._described = self._entries
-            self._rows = self._store.add_parameters([_facts(entry) for entry in self._entries])
+            groups = {p: g for o in self._optimizers for g in o.param_groups for p in g["params"]}
+            facts = [_facts(entry, groups.get(entry.param)) for entry in self._entries]
+            self._rows = self._store.add_parameters(facts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -599,13 +602,19 @@ def _optimizers(optimizer: "Optimizer | Iterable[Optimizer]") -> list[Optimizer]
     return [steppable(o) for o in (optimizer if many else [optimizer])]  # type: ignore[union-attr]
 
 
-def _facts(entry: Entry) -> dict[str, object]:
-    policy = {}
+def _facts(entry: Entry, group: Mapping[str, Any] | None) -> dict[str, object]:
+    """What the database says of a parameter; its policy is what its group really does."""
+    policy: dict[str, object] = {"kind": kind_of(entry).name}
+    if group is None:
+        policy["optimizer"] = "in no group"
+    else:
+        named = ("weight_decay", "lr")
+        policy |= {k: _plain(group[k]) for k in named if k in group}
     for place in reversed(entry.places):
         for statement in (place.note.declared, *place.note.annotated):
             if statement is not None:
-                policy.update({k: repr(v) for k, v in statement.fields.items()})
-                policy["at"] = statement.at
+                fields = {f"declared {k}": repr(v) for k, v in statement.fields.items()}
+                policy |= {**fields, "declared at": statement.at}
     return {
         "name": entry.name,
         "names": list(entry.names),
@@ -616,6 +625,12 @@ def _facts(entry: Entry) -> dict[str, object]:
         "trainable": entry.trainable,
         "policy": policy,
     }
+
+
+def _plain(value: Any) -> object:
+    if isinstance(value, Tensor):  # a learning rate on a device is not waited for
+        return value.item() if value.device.type == "cpu" else "on the device"
+    return value if isinstance(value, (int, float, bool)) else repr(value)
 
 
 def _wrap(scaler: Any, skipped: Callable[[Optimizer], None]) -> Callable[[], None]:
