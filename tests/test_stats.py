@@ -14,7 +14,7 @@ from torch import Tensor
 from learnables._native import statistics as native
 from learnables._native import statistics_torch
 from learnables.errors import LearnablesError
-from learnables.stats import BINS, FORCE, Statistics, backend, bin_edges, statistics
+from learnables.stats import BINS, FORCE, Statistics, backend, bin_edges, magnitudes, statistics
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 EIGHTHS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
@@ -268,6 +268,20 @@ def test_edges_bound_the_bins() -> None:
     for k in (1, 100, 127, 254):
         assert bin_of(edges[k].item()) == k
         assert bin_of(math.nextafter(edges[k].item(), 0.0)) == k - 1
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30, 0.0, math.nan])
+def test_large_tensors_are_summed_right(scale: float) -> None:
+    x = torch.randn(300_001) * scale
+    x[::1000] = 0.0
+    seen, quick, exact = statistics([x]), magnitudes([x]), x.double().nan_to_num(0.0)
+    torch.testing.assert_close(seen.sum[0], exact.sum(), rtol=0, atol=1e-7 * exact.abs().sum())
+    torch.testing.assert_close(seen.sum_of_squares[0], exact.square().sum(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(quick.norm[0], exact.norm(), rtol=1e-6, atol=0)
+    for name in ("absmax", "min", "max", "nonfinite"):
+        assert torch.equal(getattr(quick, name), getattr(seen, name)), name
+    assert seen.zeros.item() == (x == 0).sum()
 
 
 def test_backend_says_who_looks_and_why(kernel, monkeypatch) -> None:

@@ -7,10 +7,13 @@ import torch
 from torch import Tensor
 
 BINS = 512
-_CHUNK = 1 << 17  # small enough for the cache, large enough to hide what a call of torch costs
+_MANY = 1 << 15
+_CHUNK = 1 << 18  # small enough for the cache, large enough to hide what a call of torch costs
 
 
-def run(tensors: Sequence[Tensor], histogram: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+def run(
+    tensors: Sequence[Tensor], histogram: bool, *, quick: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """Look at contiguous real tensors of one device: on the CPU a cacheful at a time.
 
     Elsewhere whole tensors at a time, and nothing waits for the device.
@@ -18,6 +21,8 @@ def run(tensors: Sequence[Tensor], histogram: bool) -> tuple[Tensor, Tensor, Ten
     Args:
         tensors: What to look at; at least one.
         histogram: Whether to fill the third result.
+        quick: Leave the sums and zeros of CPU tensors undefined, and the sums of squares of
+            float32 good to 1e-6, for a third of the time.
 
     Returns:
         As ``statistics.run``: moments ``(5, rows)``, integers ``(2, rows)`` and the histogram
@@ -41,7 +46,7 @@ def run(tensors: Sequence[Tensor], histogram: bool) -> tuple[Tensor, Tensor, Ten
         low, high = math.inf, -math.inf
         zeros = nonfinite = 0
         for part in torch.split(x.view(-1), _CHUNK) if x.numel() else ():
-            seen = _look(part, None if bins is None else bins[i], scratch)
+            seen = _look(part, None if bins is None else bins[i], scratch, quick=quick)
             total += seen[0]
             squares += seen[1]
             low, high = min(low, seen[2]), max(high, seen[3])
@@ -63,18 +68,21 @@ class _Scratch:
 
 
 def _look(
-    x: Tensor, bins: Tensor | None, scratch: _Scratch
+    x: Tensor, bins: Tensor | None, scratch: _Scratch, *, quick: bool = False
 ) -> tuple[float, float, float, float, int, int]:
     """Sum, sum of squares, min, max, zeros and non-finite of a CPU chunk; counts into ``bins``."""
-    x = x.to(_wide(x.dtype))
-    low, high = (value.item() for value in torch.aminmax(x))
+    x = x.to(wide(x.dtype))
+    low, high = _range(x)
+    if quick and 1e-10 < max(high, -low) < 1e15:  # no square overflows; False where one is NaN
+        return 0.0, x.dot(x).item(), low, high, 0, 0
     may_hold_zero = low <= 0 <= high or math.isnan(low)
     if bins is not None:
         here = _bins_of(x, scratch.keys).bincount(minlength=BINS)
         bins += here
         may_hold_zero = may_hold_zero and bool(here[0] + here[256])
-    elif may_hold_zero:  # three times as quick as counting zeros where there are none
-        may_hold_zero = not torch.abs(x, out=scratch.exact.view(x.dtype)[: x.numel()]).amin() > 0
+    elif may_hold_zero:  # twice as quick as counting zeros where there are none
+        magnitudes = scratch.exact.view(x.dtype)[: x.numel()]
+        may_hold_zero = not torch.abs(x, out=magnitudes).amin() > 0
     nonfinite = 0
     if not (math.isfinite(low) and math.isfinite(high)):
         kept = x[x.isfinite()]
@@ -82,15 +90,35 @@ def _look(
         if not kept.numel():
             return 0.0, 0.0, math.inf, -math.inf, 0, nonfinite
         x = kept
-        low, high = (value.item() for value in torch.aminmax(x))
+        low, high = _range(x)
     zeros = x.numel() - int(x.count_nonzero()) if may_hold_zero else 0
+    return *_sums(x, max(high, -low), scratch), low, high, zeros, nonfinite
+
+
+def _range(x: Tensor) -> tuple[float, float]:
+    low, high = torch.aminmax(x)
+    return low.item(), high.item()
+
+
+def _sums(x: Tensor, absmax: float, scratch: _Scratch) -> tuple[float, float]:
+    """Sum and sum of squares of finite numbers.
+
+    In float64; of many float32 numbers whose squares neither overflow nor vanish, in float32 by
+    blocks of 4096 and in float64 over the blocks, which loses about 1e-7 and halves the time.
+    """
+    total = squares = 0.0
+    if x.dtype is torch.float32 and x.numel() >= _MANY and 1e-10 < absmax < 1e15:
+        whole = x.numel() // 4096 * 4096
+        blocks, x = x[:whole].view(-1, 4096), x[whole:]
+        norms = torch.linalg.vector_norm(blocks, dim=1).double()
+        total, squares = blocks.sum(1).double().sum().item(), norms.dot(norms).item()
     exact = scratch.exact[: x.numel()].copy_(x)
-    return exact.sum().item(), exact.dot(exact).item(), low, high, zeros, nonfinite
+    return total + exact.sum().item(), squares + exact.dot(exact).item()
 
 
 def _look_at_once(x: Tensor, bins: Tensor | None) -> tuple[Tensor, ...]:
     """The seven numbers of a whole tensor as 0-dimensional tensors; nothing waits for them."""
-    x = x.to(_wide(x.dtype))
+    x = x.to(wide(x.dtype))
     if bins is not None:
         bins.scatter_add_(0, _bins_of(x).long(), torch.ones_like(x, dtype=torch.int64))
     finite = x.isfinite()
@@ -106,7 +134,7 @@ def _reduced(x: Tensor, initial: float) -> Tensor:
     return torch.cat([x, x.new_full((1,), initial)]).amin()
 
 
-def _wide(dtype: torch.dtype) -> torch.dtype:
+def wide(dtype: torch.dtype) -> torch.dtype:
     """Where all values of ``dtype`` are exact (int64 beyond 2^53 apart)."""
     narrow = dtype.itemsize <= 2 or dtype is torch.float32
     return torch.float32 if narrow else torch.float64
