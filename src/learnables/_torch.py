@@ -163,9 +163,9 @@ def on_optimizer_step(before: Callable[..., Any], after: Callable[..., Any]) -> 
     return stop
 
 
-def on_module_forward(before: Callable[[nn.Module], None]) -> Callable[[], None]:
-    """Call ``before(module)`` ahead of every module's forward; returns how to stop."""
-    hook = _module.register_module_forward_pre_hook(lambda module, _: before(module))
+def on_module_forward(before: Callable[[nn.Module, Any], None]) -> Callable[[], None]:
+    """Call ``before(module, args)`` ahead of every module's forward; returns how to stop."""
+    hook = _module.register_module_forward_pre_hook(before)
     stop: Callable[[], None] = hook.remove
     return stop
 
@@ -263,6 +263,20 @@ def sequence_now() -> int:
         node = (torch.zeros((), requires_grad=True) * 1).grad_fn
     number: int = node._sequence_nr()  # type: ignore[union-attr]
     return number
+
+
+def chain_to_leaf(x: Tensor) -> tuple[Tensor, list[str]] | None:
+    """The only leaf that ``x`` was made from and the calls that did it; None if there are more."""
+    node, calls = x.grad_fn, []
+    while node is not None:
+        calls.append(node.name().removesuffix("0").removesuffix("Backward"))
+        parents = [parent for parent, _ in node.next_functions if parent is not None]
+        if len(parents) != 1 or len(calls) > 8:
+            return None
+        node = parents[0]
+        if node.name() == "torch::autograd::AccumulateGrad":
+            return node.variable, calls  # type: ignore[attr-defined]
+    return None
 
 
 def reduction_of(loss: Tensor) -> str:

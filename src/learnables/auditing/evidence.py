@@ -169,7 +169,8 @@ class Look:
     """What happened to one parameter in one observed iteration.
 
     Attributes:
-        used: Whether it entered a torch call outside the optimizer; None where nobody traced.
+        used: Whether it entered a torch call outside the optimizer; of a plain attribute, whether
+            the value it had at the start flowed into the loss; None where nobody traced.
         reached: In the graph of a backward of this iteration.
         arrived: Number of backwards that delivered a gradient to it.
         gradient: What the optimizer consumed; without a step, what lay in ``.grad`` at the end.
@@ -279,6 +280,7 @@ class Evidence:
         schedulers: All learning-rate schedulers.
         wrappers: DDP and similar modules that wrap the model or are handed over.
         batch: What the caller handed over as ``batch``.
+        batch_size: First dimension of the first input of the first module that was called.
         crash: The step that raised, if one did.
     """
 
@@ -306,6 +308,7 @@ class Evidence:
     schedulers: tuple[Any, ...] = ()
     wrappers: tuple[nn.Module, ...] = ()
     batch: Any = None
+    batch_size: int | None = None
     crash: Crash | None = None
 
     # -- who is there ---------------------------------------------------------------------------

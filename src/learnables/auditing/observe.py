@@ -36,7 +36,7 @@ from learnables.auditing.evidence import (
     Phase,
     amount_of,
 )
-from learnables.auditing.memory import checksum
+from learnables.auditing.memory import checksum, tensors_in
 from learnables.auditing.patches import Patches
 from learnables.auditing.places import users_line
 from learnables.auditing.probes import check_functions
@@ -80,6 +80,7 @@ class Observer:
         self._patches = Patches()
         self.trace = Trace(entry.param for entry in survey.entries) if trace else None
         self._sequence = 0
+        self.batch_size: int | None = None
         self._open_backward: dict[Tensor, Amount] | None = None
         self._inside_step: Event | None = None
         self._inside: set[str] = set()
@@ -140,6 +141,9 @@ class Observer:
             slot.begin()
         if self.trace is not None:
             self.trace.begin()
+            for slot in self.slots:
+                if slot.is_state:
+                    self.trace.follow_state(slot.start())
 
     def end(self, loss: Any = None) -> None:
         """The iteration is over; ``loss`` is what it returned."""
@@ -148,6 +152,8 @@ class Observer:
                 slot.compare(slot.late_phase(self._backwards))
                 if self.trace is not None and isinstance(slot.thing, Entry):
                     slot.used = self.trace.used(slot.tensor)
+                elif self.trace is not None and slot.is_state:
+                    slot.used = self.trace.reached_loss(slot.started)
                 slot.end()
             self._find_endings()
         if isinstance(loss, Tensor) and loss.numel() == 1:
@@ -526,7 +532,10 @@ class Observer:
         if param is not None and old is not param and "forward" not in self._inside:
             self._event("register", module, [param], name=name, old=old)
 
-    def _called(self, module: nn.Module) -> None:
+    def _called(self, module: nn.Module, args: Any) -> None:
+        if self.batch_size is None:
+            first = next(tensors_in(args if isinstance(args, tuple) else ()), None)
+            self.batch_size = first.shape[0] if first is not None and first.ndim else None
         if torch.is_grad_enabled() and module.training:
             self._boundary()
         mode = (torch.is_grad_enabled(), module.training)
@@ -587,6 +596,19 @@ class _Slot:
         self.stepped = False
         self.lr: float | None = None
         self.changes: dict[Phase, Amount] = {}
+
+    @property
+    def is_state(self) -> bool:
+        """A plain attribute that may carry a value from one iteration to the next."""
+        x = self.tensor
+        floating = x.is_floating_point() and not x.requires_grad
+        return isinstance(self.thing, Held) and self.thing.kind == "attribute" and floating
+
+    def start(self) -> Tensor:
+        """The tensor that the name stands for as the iteration begins."""
+        now = self.now()
+        self.started = self.tensor if now is None else now
+        return self.started
 
     def now(self) -> Tensor | None:
         """The tensor that the name stands for at this moment."""

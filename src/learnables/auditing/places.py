@@ -56,5 +56,7 @@ def library_of(kind: type) -> str | None:
     top = kind.__module__.partition(".")[0]
     if top == "torch":
         return ""
+    if top == "__main__":  # a script or a notebook, whoever runs it
+        return None
     file = getattr(sys.modules.get(kind.__module__), "__file__", None) or ""
     return top if "site-packages" in file or "dist-packages" in file else None

@@ -191,6 +191,7 @@ def _evidence(
         endings=observer.endings,
         shifts=observer.shifts,
         functions=observer.functions,
+        batch_size=observer.batch_size,
         called=observer.called,
         first=first,
         last=last,

@@ -110,6 +110,7 @@ class Trace(TorchFunctionMode):
         self._of.clear()
         self._cuts: list[tuple[Record, int]] = []
         self._cut_index: dict[tuple[str, CodeType | None, int], int] = {}
+        self._states: dict[int, int] = {}
         self._roots_bits = self._roots_dead = self._used = 0
         self._gradients: dict[int, tuple[bool, bool, float]] = {}
         self._strangers: dict[int, tuple[Tensor, CodeType | None, int]] = {}
@@ -127,6 +128,19 @@ class Trace(TorchFunctionMode):
         """Stop, also where other modes were entered since and are still open."""
         self._patches.undo()
         remove_function_mode(self)
+
+    def follow_state(self, x: Tensor) -> None:
+        """Follow the value that ``x``, which asks for no gradient, has as the iteration begins."""
+        index = len(self._cuts)
+        record = Record("state", None, 0, 0, 1 << index)
+        self._cuts.append((record, 0))
+        self._states[id(x)] = index
+        self._remember(x, record)
+
+    def reached_loss(self, x: Tensor) -> bool:
+        """Whether the value given to `follow_state` flowed into what backward was called on."""
+        index = self._states.get(id(x))
+        return index is not None and bool(self._roots_dead >> index & 1)
 
     # -- the calls ------------------------------------------------------------------------------
 
