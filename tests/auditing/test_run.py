@@ -249,6 +249,34 @@ def test_observing_changes_nothing_and_finds_model_and_optimizer_by_itself() -> 
     assert same(train(True), train(False))
 
 
+@pytest.mark.parametrize("clear", ["zero_grad", "by hand"])
+@pytest.mark.parametrize("kind", ["in eval mode", "never called"])
+def test_an_iteration_begins_where_its_graph_does(kind: str, clear: str) -> None:
+    if kind == "in eval mode":
+        model = nn.Linear(4, 1).eval()
+        forward = model
+    else:
+        model = nn.ParameterDict({"w": nn.Parameter(torch.ones(4))})
+        forward = lambda x: x @ model["w"]  # noqa: E731 - no module's forward runs
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    before = globals_of_torch()
+    with ln.observe(model, optimizer, steps=3) as seen:
+        for i in range(5):
+            loss = forward(torch.randn(8, 4)).square().mean()
+            if clear == "zero_grad":
+                optimizer.zero_grad()
+            else:
+                for p in model.parameters():
+                    p.grad = None
+            loss.backward()
+            assert (seen.report is None) == (i < 3)
+            optimizer.step()
+        assert globals_of_torch() == before  # also while the loop goes on
+    assert seen.report is not None
+    assert seen.report.findings == []
+    assert seen.report.iterations == 3
+
+
 def test_a_silenced_finding_is_listed_with_its_reason() -> None:
     model = nn.Linear(3, 1)
     optimizer = torch.optim.SGD([model.weight], lr=0.1)

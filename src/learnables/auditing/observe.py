@@ -55,6 +55,7 @@ class Observer:
         budget: Bytes of rolling copies; values beyond are compared by checksum.
         on_boundary: For loops that do not call `begin` and `end` themselves: called when the first
             thing after an optimizer step happens, with whether the observer may be closed there.
+        is_last: For such loops: whether nothing more is to be traced after the iteration at work.
         on_event: Called after each event.
         trace: Whether to follow the calls, for the endings.
     """
@@ -65,6 +66,7 @@ class Observer:
         *,
         budget: int = SNAPSHOT_BUDGET,
         on_boundary: Callable[[bool], None] | None = None,
+        is_last: Callable[[], bool] | None = None,
         on_event: Callable[[Event], None] | None = None,
         trace: bool = True,
     ) -> None:
@@ -76,11 +78,13 @@ class Observer:
         self.slots: list[_Slot] = []
         self._budget = budget
         self._on_boundary = on_boundary
+        self._is_last = is_last
         self._on_event = on_event
         self._patches = Patches()
         self.trace = Trace(entry.param for entry in survey.entries) if trace else None
         self._sequence = 0
         self.batch_size: int | None = None
+        self._is_open = False
         self._open_backward: dict[Tensor, Amount] | None = None
         self._inside_step: Event | None = None
         self._inside: set[str] = set()
@@ -100,6 +104,7 @@ class Observer:
             self._install()
             if self.trace is not None:
                 self.trace.__enter__()
+            self._is_open = True
         except BaseException:
             self._patches.undo()
             raise
@@ -107,6 +112,7 @@ class Observer:
 
     def __exit__(self, *_: object) -> None:
         """Take the patches off again."""
+        self._is_open = False
         if self.trace is not None:
             self.trace.__exit__()
         self._patches.undo()
@@ -144,6 +150,8 @@ class Observer:
             for slot in self.slots:
                 if slot.is_state:
                     self.trace.follow_state(slot.start())
+            if self._is_open and not self.trace.is_on:  # another optimizer showed up: go on
+                self.trace.__enter__()
 
     def end(self, loss: Any = None) -> None:
         """The iteration is over; ``loss`` is what it returned."""
@@ -263,12 +271,19 @@ class Observer:
         if self._on_boundary is not None and self._steps and self._inside_step is None:
             self._on_boundary(may_stop)
 
+    def _graph_begins(self, before: int) -> None:
+        """A parameter enters a graph: the next forward, also where no module is called for it."""
+        self._boundary(may_stop=False)  # a mode cannot be taken off inside a call that it watches
+        self._sequence = before
+
     def _wrap_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
             if self._open_backward is not None:  # re-entrant: a checkpoint recomputes inside
                 with _Arrivals(leaves_of(tensors), self._open_backward, self.trace):
                     return original(tensors, *args, **kwargs)
-            self._boundary(may_stop=False)
+            self._boundary(may_stop=self.trace is None or not self.trace.is_on)
+            if not self._is_open:
+                return original(tensors, *args, **kwargs)
             roots = [tensors] if isinstance(tensors, Tensor) else list(tensors)
             if self.trace is not None:
                 self.trace.backward_from(roots)
@@ -516,6 +531,12 @@ class Observer:
                 slot.stepped_now = False
                 slot.compare("step")
         self._resume_trace()
+        if self.trace is None or self._on_boundary is None:
+            return
+        if self._is_last is not None and self._is_last():
+            self.trace.__exit__()
+        else:
+            self.trace.on_graph = self._graph_begins
 
     def _pause_trace(self) -> None:
         if self.trace is not None and "step" not in self._inside:

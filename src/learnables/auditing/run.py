@@ -396,7 +396,7 @@ class Observation:
         if model is None:
             model = Everything.alive(self._optimizers)
         found = survey(model, self._optimizers, None, self._modules, self._actors)
-        self._observer = Observer(found, on_boundary=self._boundary)
+        self._observer = Observer(found, on_boundary=self._boundary, is_last=self._is_last)
         self._open.enter_context(self._observer)
         self._observer.begin()
         return self
@@ -411,11 +411,18 @@ class Observation:
             return
         losses = [e.details["loss"] for e in observer.happened("backward")]
         observer.end(losses[-1] if losses else None)
-        stepping = max(1, len({id(e.subject) for e in observer.happened("step")}))
-        if may_stop and observer.iteration >= self._steps * stepping:
+        if may_stop and observer.iteration >= self._wanted(observer):
             self._stop()
         else:
             observer.begin()
+
+    def _wanted(self, observer: Observer) -> int:
+        """How many iterations to observe: with several optimizers, each step is one."""
+        return self._steps * max(1, len({id(e.subject) for e in observer.happened("step")}))
+
+    def _is_last(self) -> bool:
+        observer = self._observer
+        return observer is not None and observer.iteration + 1 >= self._wanted(observer)
 
     def _stop(self) -> None:
         observer, self._observer = self._observer, None

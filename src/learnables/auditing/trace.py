@@ -14,7 +14,7 @@ a value lives on without graph. A parameter without a useful gradient then has o
 
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from types import CodeType
 from typing import Any
 
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from learnables._torch import leaves_of, remove_function_mode
+from learnables._torch import leaves_of, remove_function_mode, sequence_now
 from learnables.auditing.evidence import Ending
 from learnables.auditing.patches import Patches
 from learnables.auditing.places import is_users
@@ -93,6 +93,7 @@ class Trace(TorchFunctionMode):
         super().__init__()
         self.params = list(params)
         self.paused = 0
+        self.is_on = False
         self.endings: dict[int, Ending] = {}
         self._stale: dict[int, Ending] = {}
         self.shifts: dict[int, float] = {}
@@ -106,6 +107,8 @@ class Trace(TorchFunctionMode):
 
     def begin(self) -> None:
         """A new iteration: forget the calls of the last one."""
+        self.on_graph: Callable[[int], None] | None = None
+        """Called once, when the next graph begins, with a number older than all its nodes."""
         self._records: list[Record] = []
         self._of.clear()
         self._cuts: list[tuple[Record, int]] = []
@@ -122,12 +125,15 @@ class Trace(TorchFunctionMode):
         self._patches.wrap(torch.autograd.Function, "apply", self._wrap_apply)
         self._patches.wrap(torch.Tensor, "_make_subclass", self._wrap_make)
         super().__enter__()  # type: ignore[no-untyped-call]
+        self.is_on = True
         return self
 
     def __exit__(self, *_: object) -> None:
         """Stop, also where other modes were entered since and are still open."""
         self._patches.undo()
-        remove_function_mode(self)
+        if self.is_on:
+            remove_function_mode(self)
+        self.is_on = False
 
     def follow_state(self, x: Tensor) -> None:
         """Follow the value that ``x``, which asks for no gradient, has as the iteration begins."""
@@ -158,10 +164,22 @@ class Trace(TorchFunctionMode):
         if kind == _IGNORED:
             return func(*args, **kwargs)
         bits, dead, inputs = self._gather(args, kwargs)
-        out = func(*args, **kwargs)
-        if bits or dead:
+        if bits and self.on_graph is not None and torch.is_grad_enabled():
+            before = sequence_now()
+            out = func(*args, **kwargs)
+            if any(x.requires_grad for x in _tensors((out,))):
+                self._tell_of_graph(before)
+                bits, dead, inputs = self._gather(args, kwargs)
+        else:
+            out = func(*args, **kwargs)
+        if (bits or dead) and not self.paused:
             self._note(name, kind, bits, dead, inputs, args, kwargs, out)
         return out
+
+    def _tell_of_graph(self, before: int) -> None:
+        tell, self.on_graph = self.on_graph, None
+        if tell is not None:
+            tell(before)
 
     def _gather(self, args: Any, kwargs: dict[str, Any]) -> tuple[int, int, list[Tensor]]:
         """What the inputs depend on, and the tensors among them."""
