@@ -22,7 +22,9 @@ _HOME = {
     "save_checkpoint": "learnables.runtime.checkpoint",
     "silence": "learnables.auditing.silence",
     "statistics": "learnables.stats",
+    "tie": "learnables.sharing.tie",
     "unconstrain": "learnables.sets.registration",
+    "untie": "learnables.sharing.tie",
     "violation": "learnables.sets.registration",
     "watch": "learnables.watching.recorder",
     "write_html": "learnables.report.html",
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from learnables.sets.registration import constrain as constrain
     from learnables.sets.registration import unconstrain as unconstrain
     from learnables.sets.registration import violation as violation
+    from learnables.sharing.tie import tie as tie
+    from learnables.sharing.tie import untie as untie
     from learnables.stats import statistics as statistics
     from learnables.watching.recorder import watch as watch
 
