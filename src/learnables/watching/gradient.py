@@ -82,16 +82,47 @@ def learning_rates(optimizer: Optimizer) -> dict[Tensor, float]:
     return rates
 
 
+_SMALL = 1 << 19  # elements: below, copying them together is cheaper than an operation for each
+
+
+def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
+    """Sum of squares of all elements, float64, 0-dim; non-finite where an element is."""
+    if sum(t.numel() for t in tensors) > _SMALL or not _alike(tensors):
+        return norms(tensors).double().square().sum()
+    if not tensors:
+        return torch.zeros((), dtype=torch.float64)
+    together = torch.cat([t.reshape(-1) for t in tensors])
+    norm: Tensor = torch.linalg.vector_norm(together, dtype=_wide(together.dtype))
+    return norm.double().square()
+
+
 def norms(tensors: Sequence[Tensor]) -> Tensor:
     """Euclidean norms in float32, shape (len(tensors),); non-finite where an element is."""
     if not tensors:
         return torch.zeros(0)
-    dense = [t.coalesce().values() if t.layout is torch.sparse_coo else t for t in tensors]
-    # dtype: a norm in float16 overflows where no element does.
-    wide = [t.dtype if t.dtype is torch.float64 else torch.float32 for t in dense]
-    found: Sequence[Tensor]
-    if len({t.device for t in dense}) == 1 and len(set(wide)) == 1:
-        found = torch._foreach_norm(dense, 2, dtype=wide[0])
-    else:
-        found = [t.norm(dtype=w) for t, w in zip(dense, wide, strict=True)]
-    return torch.stack([x.float().to(dense[0].device) for x in found])
+    if _alike(tensors):
+        # dtype: a norm in float16 overflows where no element does.
+        found = torch._foreach_norm(list(tensors), 2, dtype=_wide(tensors[0].dtype))
+        return torch.stack(list(found)).float()
+    home = tensors[0].device
+    return torch.stack([torch.linalg.vector_norm(_plain(t)).float().to(home) for t in tensors])
+
+
+def _alike(tensors: Sequence[Tensor]) -> bool:
+    """Whether all are strided, of one floating dtype and on one device."""
+    return len({(t.device, t.dtype, t.layout) for t in tensors}) <= 1 and all(
+        t.layout is torch.strided and t.dtype in _FLOATING for t in tensors[:1]
+    )
+
+
+_FLOATING = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def _wide(dtype: torch.dtype) -> torch.dtype:
+    return torch.float64 if dtype is torch.float64 else torch.float32
+
+
+def _plain(x: Tensor) -> Tensor:
+    x = x.coalesce().values() if x.layout is torch.sparse_coo else x
+    x = torch.view_as_real(x) if x.is_complex() else x
+    return x.to(_wide(x.dtype))

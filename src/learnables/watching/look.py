@@ -18,7 +18,7 @@ from learnables.watching.gradient import Consumption, consumed, consumption, lea
 from learnables.watching.observation import MOMENTS, Rows
 from learnables.watching.sentinel import Sentinel
 
-_HALF = (torch.float16, torch.bfloat16)
+_HALF = {torch.float16: 10.0, torch.bfloat16: 7.0}  # binary digits of the mantissa
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,8 @@ class Packed:
         blocks = [block for part in parts for block in part.blocks]
         self._where = [(quantity, indices) for quantity, indices, _ in blocks]
         self._rates = {e.index: r for p in parts for e, r in zip(p.entries, p.rates, strict=True)}
+        held = [entry for part in parts for entry in part.entries]
+        self._digits = {e.index: _HALF[e.dtype] for e in held if e.dtype in _HALF}
         home = sentinel.device
         # ~ the one list of what is added over ranks, the other of what the largest is taken of
         sums: dict[str, Tensor] = {}
@@ -226,6 +228,8 @@ class Packed:
             packed = torch.cat([got["+rows"], got["^rows"]])
             rows = self._rows(Statistics.unpack(packed, self._count))
         columns = {"lr": self._column(self._rates)}
+        if self._digits:
+            columns["digits"] = self._column(self._digits)
         if len(self._defects):
             columns["defect"] = self._column(
                 dict(zip(self._defects, got["^defects"].tolist(), strict=True))

@@ -63,7 +63,8 @@ class Observation:
             before the step, with which the gradient was computed; the update is what changed.
         columns: Further numbers, one per parameter, nan where they do not apply: ``lr``; ``lost``,
             the share of elements with a gradient that did not change; ``defect``, the distance
-            from the declared set.
+            from the declared set; ``digits``, those of the mantissa where the value is
+            stored in half precision.
         norms: Euclidean norm of the whole gradient at each step after the previous observation
             up to this one; nan where there was no time to look at it.
         skips: Steps skipped since the previous observation, this one included.

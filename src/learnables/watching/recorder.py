@@ -387,6 +387,7 @@ class Watcher:
         """The scaler found an overflow and did not call the optimizer's step."""
         if id(optimizer) not in self._counts or not self._handles:
             return
+        begun = time.perf_counter()
         with self._failing_open(), torch.no_grad():
             self._counts[id(optimizer)] += 1
             self._skips += 1
@@ -397,6 +398,7 @@ class Watcher:
                 part.skipped = True
                 self._parts.append(part)
                 self._finish()
+                self.governor.looked(time.perf_counter() - begun)
 
     def _finish(self) -> None:
         """Pack the open look and send it on its way to the host."""
@@ -549,7 +551,12 @@ class Watcher:
             new.param is old.param for new, old in zip(found, self._entries, strict=True)
         ):
             return
-        self._entries = found
+        self._entries, before = found, self._entries
+        holder = {name: e for e in found for name in e.names}
+        for old in before:
+            kept = [name for name in old.names if name in holder]
+            if len({holder[name].index for name in kept}) > 1:
+                self._raise(self._judge.untied(self.step, kept))
         self._held = {key: [e for e in found if e.param in mine] for key, mine in holds.items()}
         self._rest = [e for e in found if e.param not in held]
         device = found[0].param.device

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from learnables.watching.gradient import Consumption, norms
+from learnables.watching.gradient import Consumption, norms, sum_of_squares
 
 _NEVER = float("inf")
 
@@ -21,22 +21,24 @@ class Sighting:
         step: The optimizer step.
         indices: Entries that hold one, in the order of the walk.
         rank: The rank that holds it; None where all ranks hold the same.
+        sound: The last step before it after which all weights were seen to be finite; 0 for none.
     """
 
     quantity: str
     step: int
     indices: tuple[int, ...]
     rank: int | None = None
+    sound: int = 0
 
 
 @final
 class Sentinel:
     """Keep norms, and the first step at which each parameter was not finite, without waiting.
 
-    Three quantities are told apart. A gradient that is not finite, while the weights are, is the
-    gradient's. A weight that is not finite after the step, when the gradient was finite, got so in
-    the update. A weight that is not finite before the step, though it was after the last, was
-    written to from outside.
+    Three quantities are told apart. A weight that is not finite before the step, though it was
+    after the last, was written to from outside. A gradient that is not finite, while the weights
+    are, is the gradient's. A weight that is not finite after the step, when both were, got so in
+    the update.
 
     On the CPU the answer comes at once; elsewhere numbers stay on the device until `take`.
 
@@ -51,6 +53,7 @@ class Sentinel:
         self.immediate = device.type == "cpu" and not shared
         self._steps: list[int] = []
         self._squares: list[Tensor] = []
+        self._sound = 0
         self._first = torch.full((3, total), _NEVER, dtype=torch.float64, device=device)
         self._skips = torch.zeros((), dtype=torch.float64, device=device)
 
@@ -62,22 +65,24 @@ class Sentinel:
         gradients: Sequence[Tensor | None],
         how: Consumption,
     ) -> Sighting | None:
-        """Look at the gradients that are about to be consumed; at the weights if they are bad."""
+        """Look at the weights, and at the gradients that are about to be consumed."""
         at = [i for i, g in zip(indices, gradients, strict=True) if g is not None]
-        found = norms([g for g in gradients if g is not None]).to(self.device)
-        if how.scale is not None:
-            found = found / how.scale.to(self.device)
-        self._keep(step, found.square().sum().double())
+        there = [g for g in gradients if g is not None]
         skipped = None if how.overflow is None else how.overflow.to(self.device) != 0
         if skipped is not None:
             self._skips += skipped.reshape(())
+        scale = None if how.scale is None else how.scale.to(self.device)
         if self.immediate:
-            if bool(found.isfinite().all()) or (skipped is not None and bool(skipped)):
-                return None
-            outside = self._bad(norms(weights), list(indices))
-            if outside:
-                return Sighting("weight", step, outside)
-            return Sighting("gradient", step, self._bad(found, at))
+            square = sum_of_squares(there)
+            self._keep(step, square if scale is None else square / scale.double().square())
+            if not sum_of_squares(weights).isfinite():
+                return self._see("weight", step, indices, weights)
+            if not square.isfinite() and not (skipped is not None and bool(skipped)):
+                return self._see("gradient", step, at, there)
+            return None
+        found = norms(there).to(self.device)
+        found = found if scale is None else found / scale
+        self._keep(step, found.double().square().sum())
         self._mark(0, step, list(indices), norms(weights).to(self.device), None)
         self._mark(1, step, at, found, skipped)
         return None
@@ -86,11 +91,12 @@ class Sentinel:
         self, step: int, indices: Sequence[int], weights: Sequence[Tensor]
     ) -> Sighting | None:
         """Look at the weights after the step."""
-        found = norms(weights)
         if self.immediate:
-            bad = self._bad(found, list(indices))
-            return Sighting("update", step, bad) if bad else None
-        self._mark(2, step, list(indices), found.to(self.device), None)
+            if not sum_of_squares(weights).isfinite():
+                return self._see("update", step, indices, weights)
+            self._sound = step
+            return None
+        self._mark(2, step, list(indices), norms(weights).to(self.device), None)
         return None
 
     def take(self) -> tuple[list[int], Tensor, Tensor]:
@@ -126,8 +132,12 @@ class Sentinel:
         first = self._first[row, where]
         self._first[row, where] = torch.where(bad & first.isinf(), float(step), first)
 
-    def _bad(self, found: Tensor, at: list[int]) -> tuple[int, ...]:
-        return tuple(at[i] for i in (~found.isfinite()).nonzero().flatten().tolist())
+    def _see(
+        self, quantity: str, step: int, at: Sequence[int], tensors: Sequence[Tensor]
+    ) -> Sighting | None:
+        bad = (~norms(tensors).isfinite()).nonzero().flatten().tolist()
+        found = tuple(at[i] for i in bad)
+        return Sighting(quantity, step, found, sound=self._sound) if found else None
 
 
 def sightings(first: Sequence[Sequence[float]], world: int, base: int) -> list[Sighting]:

@@ -1,0 +1,175 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import learnables as ln
+
+
+class Model(nn.Module):
+    """Two linear maps and a parameter of its own, so that every part of a name occurs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 16)
+        self.second = nn.Linear(16, 4)
+        self.shift = nn.Parameter(torch.full((4,), 0.1))
+
+    def forward(self, x):
+        return self.second(torch.tanh(self.first(x))) + self.shift
+
+
+def train(folder, model, optimizer, steps=12, before=None, after=None, every=1, **kwargs):
+    with ln.watch(model, optimizer, every=every, to=folder, budget=None, **kwargs) as watcher:
+        x = torch.randn(32, 4, generator=torch.Generator().manual_seed(1))
+        for step in range(1, steps + 1):
+            optimizer.zero_grad()
+            model(x).square().mean().backward()
+            if before:
+                before(step)
+            optimizer.step()
+            if after:
+                after(step)
+    assert watcher.failed is None
+    assert [str(a) for a in watcher.run().alarms] == [str(a) for a in watcher.alarms]
+    return watcher.alarms
+
+
+def adam(model, **kwargs):
+    return torch.optim.AdamW(model.parameters(), **{"lr": 1e-3, **kwargs})
+
+
+def test_a_healthy_training_raises_nothing(tmp_path):
+    model = Model()
+    assert train(tmp_path, model, adam(model), steps=60) == []
+
+
+def test_dead_and_frozen_are_told_apart(tmp_path):
+    model = Model()
+    optimizer = adam(model)
+    optimizer.register_step_post_hook(lambda *_: model.shift.data.fill_(0.1))
+    model.second.bias.register_hook(torch.zeros_like)
+    optimizer.param_groups[0]["weight_decay"] = 0.0
+    alarms = train(tmp_path, model, optimizer)
+    assert {(a.kind, a.name) for a in alarms} == {("dead", "second.bias"), ("frozen", "shift")}
+
+
+def test_updates_lost_in_bfloat16_are_seen(tmp_path):
+    model = Model()
+    model.shift.data = torch.full((4,), 100.0, dtype=torch.bfloat16)
+    alarms = train(tmp_path, model, adam(model))
+    assert ("rounding", "shift") in {(a.kind, a.name) for a in alarms}
+
+
+def test_a_spike_between_two_looks_is_dated(tmp_path):
+    model = Model()
+
+    def before(step):
+        if step == 33:
+            for p in model.parameters():
+                p.grad.mul_(1e4)
+
+    alarms = train(tmp_path, model, adam(model), steps=40, every=20, before=before)
+    assert [(a.kind, a.step) for a in alarms] == [("spike", 33)]
+
+
+def test_a_mask_that_fills_up_is_seen_and_an_identity_is_not(tmp_path):
+    model = Model()
+    model.colour = nn.Parameter(torch.eye(4))
+    mask = torch.rand(16, 4, generator=torch.Generator().manual_seed(0)) > 0.5
+    model.first.weight.data.mul_(mask)
+    forward = model.forward
+    model.forward = lambda x: forward(x @ model.colour)
+
+    def before(step):
+        if step < 8:
+            model.first.weight.grad.mul_(mask)
+
+    alarms = train(tmp_path, model, adam(model, weight_decay=0.0), before=before)
+    assert [(a.kind, a.name) for a in alarms] == [("mask-drift", "first.weight")]
+
+
+def test_a_broken_tie_is_named_with_both_names(tmp_path):
+    model = Model()
+    model.alias = model.shift
+
+    def after(step):
+        if step == 3:
+            model.alias = nn.Parameter(model.shift.detach().clone())
+
+    (alarm, *_) = train(tmp_path, model, adam(model), steps=5, after=after)
+    assert (alarm.kind, alarm.name) == ("untied", "shift")
+    assert "'alias'" in alarm.found
+
+
+def test_a_value_that_leaves_its_set_is_seen(tmp_path):
+    model = Model()
+    model.mix = ln.parameter(torch.tensor([0.5, 0.5]), constraint=ln.sets.Simplex())
+    model.second.register_forward_hook(lambda m, i, out: out * model.mix.sum())
+    alarms = train(tmp_path, model, adam(model, lr=0.1), steps=6)
+    assert ("outside", "mix") in {(a.kind, a.name) for a in alarms}
+
+
+def test_a_scaler_that_skips_much_is_seen(tmp_path):
+    model = Model()
+    optimizer = adam(model)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**100, growth_interval=10**6)
+    with ln.watch(model, optimizer, every=10, to=tmp_path, budget=None, scaler=scaler) as watcher:
+        for _ in range(20):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.ones(2, 4)).square().mean().mul(1e20)).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert "skipped-steps" in {a.kind for a in watcher.alarms}
+    assert sum(o.skips for o in watcher.run().observations) > 5
+
+
+@pytest.mark.parametrize("immediate", [True, False], ids=["at once", "read later"])
+@pytest.mark.parametrize("quantity", ["weight", "gradient", "update"])
+def test_the_first_non_finite_value_is_named(tmp_path, quantity, immediate):
+    """Any parameter, any step: 5 draws for each of 6 cases here, 200 of each in the slow test."""
+    for seed in range(5):
+        named_correctly(tmp_path / str(seed), quantity, immediate, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("immediate", [True, False], ids=["at once", "read later"])
+@pytest.mark.parametrize("quantity", ["weight", "gradient", "update"])
+def test_the_first_non_finite_value_is_named_200_times(tmp_path, quantity, immediate):
+    for seed in range(200):
+        named_correctly(tmp_path / str(seed), quantity, immediate, seed)
+
+
+def named_correctly(folder, quantity, immediate, seed):
+    model = Model()
+    names = [name for name, _ in model.named_parameters()]
+    draw = torch.Generator().manual_seed(seed)
+    name = names[int(torch.randint(len(names), (), generator=draw))]
+    at = int(torch.randint(2, 25, (), generator=draw))
+    value = (math.nan, math.inf, -math.inf)[seed % 3]
+    p = model.get_parameter(name)
+    element = int(torch.randint(p.numel(), (), generator=draw))
+    optimizer = adam(model)
+
+    def poison(step, *_):
+        if step == at and (target := p.grad if quantity == "gradient" else p.data) is not None:
+            target.view(-1)[element] = value
+
+    if quantity == "update":
+        counted = iter(range(1, 100))
+        optimizer.register_step_post_hook(lambda *_: poison(next(counted)))
+    with ln.watch(model, optimizer, every=10, to=folder, budget=None) as watcher:
+        watcher._sentinel.immediate = immediate
+        for step in range(1, 31):
+            optimizer.zero_grad()
+            if quantity == "weight":
+                poison(step)
+            model(torch.ones(2, 4)).square().mean().backward()
+            if quantity == "gradient":
+                poison(step)
+            optimizer.step()
+    alarm = watcher.alarms[0]
+    assert (alarm.kind, alarm.name, alarm.step) == ("non-finite", name, at), (alarm, name, at)
+    assert f"in the {quantity} of" in alarm.found
