@@ -29,7 +29,7 @@ _HOME = {
     "watch": "learnables.watching.recorder",
     "write_html": "learnables.report.html",
 }
-_PACKAGES = ("init", "nn", "sets", "sparse")
+_PACKAGES = ("dynamic", "init", "nn", "sets", "sparse")
 
 __all__ = [*_HOME, *_PACKAGES]
 

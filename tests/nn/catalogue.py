@@ -45,7 +45,7 @@ def heads(n: int = 6, d: int = 8) -> Tensor:
 
 
 # Layers in place of nn.Linear and nn.Conv2d, with pages and tests of their own; the base class.
-ELSEWHERE = {"BlockSparseLinear", "Component"}
+ELSEWHERE = {"BlockSparseLinear", "Component", "DynamicConv2d", "DynamicLinear"}
 
 EXAMPLES = {
     "ClassToken": Example(lambda: components.ClassToken(8), lambda: {"x": tokens()}, "D=8"),

@@ -5,6 +5,8 @@ from learnables.nn.attention import AttentionSinks, DifferentialLambda, HeadMixi
 from learnables.nn.block_sparse_linear import BlockSparseLinear
 from learnables.nn.color import ColorLUT, ColorMatrix
 from learnables.nn.component import Component
+from learnables.nn.dynamic_conv import DynamicConv2d
+from learnables.nn.dynamic_linear import DynamicLinear
 from learnables.nn.experts import ExpertBank, Projection
 from learnables.nn.logits import LogitBias, LogitScale, Temperature
 from learnables.nn.mixing import LayerMix, ResidualMix
@@ -51,6 +53,8 @@ __all__ = [
     "DifferentialLambda",
     "DistillationToken",
     "DyT",
+    "DynamicConv2d",
+    "DynamicLinear",
     "ExpertBank",
     "FactorizedPositions",
     "FramePositions",
