@@ -298,3 +298,13 @@ def _reduction(node: Any) -> str:
         return "scaled"
     known: dict[int, str] = {1: "mean", 2: "sum"}
     return known.get(getattr(node, "_saved_reduction", 0), "unknown")
+
+
+def ddp_parameters(module: nn.Module) -> list[Tensor] | None:
+    """The Parameters that a DistributedDataParallel reduces; None for any other module."""
+    if not torch.distributed.is_available():
+        return None
+    if not isinstance(module, nn.parallel.DistributedDataParallel):
+        return None
+    found: list[Tensor] = list(module._module_parameters)
+    return found

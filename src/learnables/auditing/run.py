@@ -5,10 +5,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables._torch import without_compiling
+from learnables._torch import is_uninitialised, local, without_compiling
 from learnables.auditing.discover import Everything
 from learnables.auditing.evidence import Crash, Evidence, Stage
 from learnables.auditing.intent import Intent, Loaded
@@ -147,6 +147,7 @@ def _still(
 ) -> Evidence:
     stage = Stage.OPTIMIZER if found.optimizers else Stage.MODEL
     return Evidence(
+        first=_values_now(found),
         stage=stage,
         model=found.model,
         entries=tuple(found.entries),
@@ -162,6 +163,15 @@ def _still(
         wrappers=tuple(found.wrappers),
         batch=batch,
     )
+
+
+def _values_now(found: Survey) -> dict[Tensor, Tensor]:
+    """Nothing runs between this look and the verdict, so that the values need no copy."""
+    return {
+        tensor: local(tensor.detach())
+        for tensor in (*(e.param for e in found.entries), *(h.tensor for h in found.held))
+        if tensor.device.type != "meta" and not is_uninitialised(tensor)
+    }
 
 
 def _evidence(
