@@ -1,5 +1,6 @@
 """One thread per test process, Hypothesis without a deadline."""
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,8 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+if not torch.cuda.is_available():  # read when Triton is imported: its kernels run on the CPU
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 hypothesis.settings.register_profile(
     "learnables", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
 )

@@ -300,7 +300,7 @@ def test_a_forced_kernel_that_is_not_there_is_an_error(monkeypatch) -> None:
     monkeypatch.setattr(native, "available", lambda: (False, "statistics.c was not built"))
     assert backend() == ("torch", "statistics.c was not built")
     monkeypatch.setenv(FORCE, "native")
-    with pytest.raises(LearnablesError, match="forced, and not there"):
+    with pytest.raises(LearnablesError, match="forced, and cannot look"):
         statistics([torch.zeros(2)])
 
 

@@ -4,6 +4,8 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, NamedTuple, final
 
 import torch
@@ -393,6 +395,8 @@ def _look(
             group = [flat[i] for i in members]
             if name == "native":
                 parts.append(_by_native(group, histogram, threads))
+            elif name == "triton":
+                parts.append(_assemble(group, *_triton().run(group, histogram)))
             else:
                 parts.append(_assemble(group, *torch_backend.run(group, histogram, quick=quick)))
         seen = parts[0]
@@ -432,7 +436,7 @@ def _column(flags: Tensor, like: Tensor) -> Tensor:
 
 
 FORCE = "LEARNABLES_STATISTICS"
-"""Environment variable that forces one backend: ``torch`` or ``native``."""
+"""Environment variable that forces one backend: ``torch``, ``native`` or ``triton``."""
 
 
 class Backend(NamedTuple):
@@ -446,11 +450,16 @@ def backend(x: Tensor | None = None) -> Backend:
     """Which backend looks at ``x`` (a float32 CPU tensor when None), and why that one.
 
     ``native`` needs the built kernel and a CPU tensor of float32, float64, float16 or bfloat16;
+    ``triton`` a GPU tensor of one of these and Triton, which comes with CUDA builds of torch;
     ``torch`` reads everything. The environment variable ``LEARNABLES_STATISTICS`` forces one
-    for the tensors that it can read.
+    for the dtypes that it can read.
 
     Raises:
         LearnablesError: The environment forces a backend that is unknown or not there.
+
+    Example:
+        >>> backend(torch.zeros(3, dtype=torch.int8))
+        Backend(name='torch', why='dtype torch.int8')
     """
     with torch.no_grad():
         return _backend(_values(torch.empty(0) if x is None else x, 0), os.environ.get(FORCE))
@@ -462,30 +471,44 @@ def _backend(x: Tensor, forced: str | None) -> Backend:
     Raises:
         LearnablesError: As ``backend``.
     """
-    built, where = native.available()
-    if forced not in {None, "", "torch", "native"}:
-        raise LearnablesError(
-            "no backend has this name",
-            found=f"{FORCE}={forced}",
-            wanted="torch or native",
-            mend=f"unset {FORCE}",
-        )
     if forced == "torch":
         return Backend("torch", f"{FORCE}=torch")
-    if forced == "native" and not built:
-        raise LearnablesError(
-            "the native backend is forced, and not there",
-            found=where,
-            wanted="a built kernel",
-            mend="pip install --force-reinstall --no-deps learnables, with a C compiler",
-        )
-    if not x.is_cpu:
-        return Backend("torch", f"device {x.device.type}")
     if type(x) is not Tensor:
         return Backend("torch", f"a {type(x).__name__} has no memory of its own")
     if x.dtype not in native.DTYPES:
         return Backend("torch", f"dtype {x.dtype}")
-    return Backend("native", where) if built else Backend("torch", where)
+    name = forced or ("native" if x.is_cpu else "triton")
+    if name == "native":
+        there, why = native.available() if x.is_cpu else (False, f"device {x.device.type}")
+    elif name == "triton":
+        there, why = _triton_available(x.device)
+    else:
+        raise LearnablesError(
+            "no backend has this name",
+            found=f"{FORCE}={forced}",
+            wanted="torch, native or triton",
+            mend=f"unset {FORCE}",
+        )
+    if forced and not there:
+        raise LearnablesError(
+            f"the {forced} backend is forced, and cannot look at this tensor",
+            found=why,
+            wanted="a built kernel" if name == "native" else "a GPU, or TRITON_INTERPRET=1",
+            mend=f"unset {FORCE}",
+        )
+    return Backend(name if there else "torch", why)
+
+
+def _triton() -> ModuleType:
+    return import_module("learnables._native.statistics_triton")
+
+
+def _triton_available(device: torch.device) -> tuple[bool, str]:
+    try:
+        there: tuple[bool, str] = _triton().available(device)
+    except ImportError as error:
+        return False, str(error)
+    return there
 
 
 def _is_plain(x: Tensor) -> bool:
@@ -593,9 +616,11 @@ def _assemble(
     tensors: Sequence[Tensor], moments: Tensor, integers: Tensor, bins: Tensor | None
 ) -> Statistics:
     """Statistics whose columns are the rows of what a backend filled."""
-    sizes = [x.numel() for x in tensors]
+    sizes = torch.tensor([x.numel() for x in tensors])
+    if moments.is_cuda:
+        sizes = sizes.pin_memory().to(moments.device, non_blocking=True)
     return Statistics(
-        count=torch.tensor(sizes, dtype=torch.int64, device=moments.device),
+        count=sizes,
         sum=moments[0],
         sum_of_squares=moments[1],
         absmax=moments[2],
