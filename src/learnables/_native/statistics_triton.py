@@ -87,11 +87,8 @@ def _load(address, offsets, end, KIND: tl.constexpr, WHOLE: tl.constexpr, ALIGNE
     pointer = address.to(tl.pointer_type(KIND))
     if ALIGNED:
         pointer = tl.multiple_of(pointer, 16)
-    if WHOLE:
-        x = tl.load(pointer + offsets)
-    else:
-        x = tl.load(pointer + offsets, offsets < end, other=0)
-    return x
+    place = pointer + offsets
+    return tl.load(place) if WHOLE else tl.load(place, offsets < end, other=0)
 
 
 @triton.jit
