@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnables.errors import LearnablesError
-from learnables.models.vit import ViTConfig
+from learnables.models.vit import ViT, ViTConfig
 from learnables.recipes.vit.augment import Augmentation
 from learnables.recipes.vit.config import PRESETS, Config, choose, read_changes
 
@@ -26,6 +26,16 @@ def test_data_chooses_its_preset_and_a_folder_that_of_folders():
     )
     assert choose("fashion-mnist", "fashion-mnist-gpu").precision == "bf16"
     assert choose() == Config()
+
+
+@pytest.mark.parametrize(
+    ("preset", "size", "most"),
+    [("digits", 8, 100_000), ("fashion-mnist", 28, 200_000), ("fashion-mnist-gpu", 28, 1_000_000)],
+)
+def test_presets_keep_to_the_number_of_parameters_they_promise(preset, size, most):
+    shape = {"image_size": (size, size), "channels": 1, "classes": 10}
+    model = ViT(ViTConfig(**{**choose(preset=preset).part(ViTConfig), **shape}))
+    assert sum(p.numel() for p in model.parameters()) <= most
 
 
 def test_settings_of_model_and_augmentation_have_the_names_they_have_there():

@@ -363,6 +363,20 @@ def test_few_epochs_are_enough_to_read_most_digits(tmp_path):
     assert result.accuracy > 0.75  # 97 % after the preset's 40; a tenth is chance
 
 
+@pytest.mark.parametrize("preset", ["fashion-mnist", "fashion-mnist-gpu"])
+def test_presets_of_fashion_mnist_run_dry(tmp_path, preset):
+    for prefix, count in (("train", 40), ("t10k", 10)):
+        for kind, shape in (("images-idx3", (count, 28, 28)), ("labels-idx1", (count,))):
+            values = torch.randint(0, 10, shape, dtype=torch.uint8)
+            sizes = b"".join(size.to_bytes(4, "big") for size in shape)
+            content = bytes([0, 0, 8, len(shape)]) + sizes + values.numpy().tobytes()
+            (tmp_path / f"{prefix}-{kind}-ubyte").write_bytes(content)
+    changes = {"data_dir": str(tmp_path), "batch_size": 8, "max_steps": 2, "device": "cpu"}
+    result = train(choose(preset=preset, changes=changes), tmp_path / "run", show=False)
+    assert result.finished
+    assert result.steps == 2
+
+
 @pytest.mark.slow  # the compiler
 def test_compiled_model_trains_the_same(plain, tmp_path):
     run(tmp_path, compile=True)
