@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import learnables.nn as lnn
+from learnables.declare import parameter
 from learnables.errors import ShapeError
+from learnables.init.fixed import ones
 
 
 @dataclass(frozen=True)
@@ -243,8 +245,8 @@ class Attention(nn.Module):
         super().__init__()
         self.heads = heads
         self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.norm_q = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
-        self.norm_k = nn.RMSNorm(dim // heads) if qk_norm else nn.Identity()
+        self.norm_q = HeadNorm(dim // heads) if qk_norm else nn.Identity()
+        self.norm_k = HeadNorm(dim // heads) if qk_norm else nn.Identity()
         self.out = nn.Linear(dim, dim)
 
     def forward(self, x_BTD: Tensor) -> Tensor:
@@ -255,6 +257,24 @@ class Attention(nn.Module):
         y_BATE = F.scaled_dot_product_attention(q_BATE, k_BATE, v_BATE)
         y_BTD: Tensor = self.out(y_BATE.transpose(1, 2).flatten(2))
         return y_BTD
+
+
+@final
+class HeadNorm(nn.Module):
+    """Root-mean-square norm of each head's queries or keys, in the dtype they have.
+
+    Source:
+        Zhang and Sennrich, *Root Mean Square Layer Normalization*, arXiv:1910.07467.
+    """
+
+    def __init__(self, head_dim: int) -> None:
+        super().__init__()
+        self.weight = parameter(head_dim, init=ones(), weight_decay=False)
+
+    def forward(self, x_BATE: Tensor) -> Tensor:
+        """(B, A, T, E) → (B, A, T, E); computed in fp32 inside."""
+        # nn.RMSNorm leaves the fused path, and warns, where autocast has made x half precision.
+        return F.rms_norm(x_BATE, x_BATE.shape[-1:], self.weight.to(x_BATE.dtype))
 
 
 def _scale(dim: int, value: float | None) -> nn.Module:
