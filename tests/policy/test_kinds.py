@@ -110,6 +110,13 @@ def test_a_list_of_prompts_is_named_by_its_list() -> None:
     assert decayed(model) == set()
 
 
+def test_our_own_components_are_recognised() -> None:
+    model = nn.ModuleDict({"positions": ln.nn.Positions2d(2, 4), "color": ln.nn.ColorMatrix(3)})
+    kinds = {plan.name: plan.kind.name for plan in ln.inventory(model)}
+    assert kinds["positions.table"] == "position"
+    assert kinds["color.matrix"] == "colour transform"
+
+
 def test_a_name_that_says_nothing_is_what_its_module_is_called() -> None:
     class Table(nn.Module):
         def __init__(self) -> None:

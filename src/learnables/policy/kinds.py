@@ -45,7 +45,7 @@ ACTIVATION = Kind("activation", False, "PReLU (He et al. 2015): decay pulls it t
 # Names that say "I am a matrix", whatever other word is in them: gate_proj, query_weight, w1.
 _SAYS_MATRIX = re.compile(r"weight|kernel|proj|expert|filter")
 _HINTS_MATRIX = re.compile(r"(^|_)(w\d*|fc\d*|up|down)(_|$)")
-_SAYS_NOTHING = re.compile(r"^(weights?|embeddings?|table|values?|data|params?|tensor)$")
+_SAYS_NOTHING = re.compile(r"^(weights?|embeddings?|table|matrix|values?|data|params?|tensor)$")
 
 # (what people write, the kind); the first match counts. Searched in the lower-case local name, or
 # in the name of the module for an nn.Embedding called e.g. pos_embed.
@@ -53,7 +53,7 @@ _NAMES: tuple[tuple[str, Kind], ...] = (
     (r"lora|vera_|hada|lokr", LOW_RANK),
     (r"colou?r|lut(_|\d|$)|ccm", COLOUR),
     (r"rel(ative)?_?(pos|bias|att)|rel_[hw]|(^|_)rel(_|$)|attention_bias", RELATIVE),
-    (r"pos(ition)?(al)?(_|\d|$|emb|enc)|(^|_)a?pe$|wpe", POSITION),
+    (r"pos(ition)?(al)?s?(_|\d|$|emb|enc)|(^|_)a?pe$|wpe", POSITION),
     (r"freq|omega|(^|_)theta|rope", Kind("frequency", False, "timm eva: rope in no_weight_decay")),
     (
         r"(cls|class|dist|distill|reg|register|mask|null|pad|sep|bos|eos|special|storage|marker|gist"
@@ -127,7 +127,7 @@ def kind_of(entry: Entry) -> Kind:
     named = None if stock and local in ("weight", "bias") else _by_name(local)
     if named is not None and (named.decays or len(shape) >= 2):
         return named
-    if _SAYS_NOTHING.match(local) and (named := _by_name(context)) in (POSITION, RELATIVE):
+    if _SAYS_NOTHING.match(local) and (named := _by_name(context)) in (POSITION, RELATIVE, COLOUR):
         return named
     if re.search(r"(^|_)bias(_|\d|$)", local) or local in ("b", "beta"):
         return BIAS
