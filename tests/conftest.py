@@ -1,6 +1,8 @@
-"""One thread per test process, Hypothesis without a deadline."""
+"""One thread per test process, Hypothesis without a deadline, real disks that fill up."""
 
 import os
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -28,3 +30,23 @@ def golden(request: pytest.FixtureRequest) -> Callable[[str, str], None]:
         assert text == path.read_text("utf-8")
 
     return compare
+
+
+@pytest.fixture
+def disk_of(tmp_path):
+    """A function from a size such as "300k" to a folder on a disk of its own of that size."""
+    mounted = []
+
+    def mount(size):
+        folder = tmp_path / f"disk-{size}"
+        folder.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder)]
+        may = shutil.which("mount") and hasattr(os, "geteuid") and os.geteuid() == 0
+        if not may or subprocess.run(command, capture_output=True).returncode:
+            pytest.skip("mounting a tmpfs is not permitted here")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)

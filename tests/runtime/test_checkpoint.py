@@ -3,7 +3,6 @@ import importlib.util
 import json
 import os
 import random
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -382,23 +381,8 @@ def test_file_size_limit_in_the_middle_of_a_save_leaves_the_old_file(tmp_path):
     assert names_in(tmp_path) == ["c.safetensors"]
 
 
-@pytest.fixture
-def tiny_disk(tmp_path):
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = shutil.which("mount")
-    command = [mount or "", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)]
-    if (
-        mount is None
-        or os.geteuid() != 0
-        or subprocess.run(command, capture_output=True).returncode
-    ):
-        pytest.skip("mounting a tmpfs is not permitted here")
-    yield disk
-    subprocess.run(["umount", "-l", str(disk)], check=True)
-
-
-def test_full_disk_in_the_middle_of_a_save_leaves_the_old_file(tiny_disk):
+def test_full_disk_in_the_middle_of_a_save_leaves_the_old_file(disk_of):
+    tiny_disk = disk_of("300k")
     path = tiny_disk / "c.safetensors"
     model = nn.Linear(200, 200)  # 160 kB: one fits, two do not
     ln.save_checkpoint(path, model, step=1, random_state=False)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import learnables.recipes.vit.train as recipe
-from learnables.errors import AuditFailed, CheckpointError, LearnablesError
+from learnables.errors import AuditFailed, CheckpointError, LearnablesError, LearnablesWarning
 from learnables.models.vit import ViT, ViTConfig
 from learnables.recipes.vit import choose
 from learnables.recipes.vit.data import load_images
@@ -268,6 +268,28 @@ def test_killed_run_resumes_from_its_last_checkpoint(tmp_path):
     assert_same(checkpoint.parent, tmp_path / "whole")
 
 
+@pytest.mark.slow  # three times two processes
+def test_ctrl_c_reaches_all_processes_and_they_resume_together(tmp_path):
+    long = {"max_steps": 60, "epochs": 9}
+    run(tmp_path / "whole", **long)
+    with subprocess.Popen(
+        [*TORCHRUN, *command(tmp_path, **long)],
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        wait_for(tmp_path / "digits" / "run.db", process)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: to everyone at once
+        said = process.communicate(timeout=120)[0]
+    assert "go on with" in said, said[-3000:]
+    assert 0 < read_checkpoint(tmp_path / "digits" / "checkpoint.safetensors").step < 60
+    again = ["-m", "learnables", "train", "vit", f"--resume={tmp_path / 'digits'}", "--device=cpu"]
+    subprocess.run([*TORCHRUN, *again], env=environment(), check=True, capture_output=True)
+    assert_same(tmp_path / "digits", tmp_path / "whole", rtol=0, atol=2e-3)
+
+
 def wait_for(path, process, seconds=60):
     end = time.monotonic() + seconds
     while not path.exists():
@@ -315,20 +337,28 @@ def test_resuming_nothing_is_refused(tmp_path):
         read_config(tmp_path)
 
 
-def test_disk_that_fills_up_during_training_does_not_end_it(tmp_path, monkeypatch, capsys):
-    real, calls = recipe.save_checkpoint, []
+def test_disk_that_is_full_for_a_while_does_not_end_the_run(disk_of, monkeypatch, capsys):
+    """A real disk of 2 MB; watching ends with a warning, training and the last save do not."""
+    tiny_disk = disk_of("2m")
+    filler, real = tiny_disk / "filler", recipe.Job.step
+    short = {"batch_size": 256, "epochs": 3, "max_steps": 0, "save_seconds": 0}  # 3 × 5 steps
 
-    def full(path, *args, **more):
-        calls.append(path)
-        if 1 < len(calls) < 4:  # the first is before training, the last after it
-            raise CheckpointError("the checkpoint cannot be written", found="No space left")
-        return real(path, *args, **more)
+    def step(job, number):
+        if number == 3:
+            with pytest.raises(OSError, match="No space left"):
+                filler.write_bytes(bytes(2 << 20))
+        if number == 12:
+            filler.unlink()
+        return real(job, number)
 
-    monkeypatch.setattr(recipe, "save_checkpoint", full)
-    result = run(tmp_path, show=True, batch_size=256, epochs=3, max_steps=0, save_seconds=0)
+    run(tiny_disk.parent / "roomy", **short)
+    monkeypatch.setattr(recipe.Job, "step", step)
+    monkeypatch.setattr(recipe.Job, "audit", lambda self, done: recipe.Report([]))
+    with pytest.warns(LearnablesWarning, match="watching has failed"):
+        result = run(tiny_disk / "run", show=True, **short)
     assert result.finished
-    assert "No space left" in capsys.readouterr().out
-    assert read_checkpoint(tmp_path / "checkpoint.safetensors").step == result.steps
+    assert "the checkpoint cannot be written" in capsys.readouterr().out
+    assert_same(tiny_disk / "run", tiny_disk.parent / "roomy")
 
 
 @pytest.mark.parametrize(
