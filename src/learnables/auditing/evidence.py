@@ -430,7 +430,17 @@ def _balance(events: Sequence[Event]) -> dict[int, list[Contribution]]:
             lost = by if not steps else None
             done.setdefault(key, []).append(Contribution(backward, tuple(steps), lost))
 
+    def consume(step: Event) -> None:
+        for param in step.params:
+            for _, steps in pending.get(id(param), ()):
+                if step not in steps:
+                    steps.append(step)
+
+    running: Event | None = None  # consumes when it is over: a closure may clear first
     for event in events:
+        if running is not None and event.details.get("inside_step") is not running:
+            consume(running)
+            running = None
         if event.kind == "backward":
             for cleared in event.details.get("cleared_before", ()):
                 close(id(cleared), event)
@@ -441,10 +451,9 @@ def _balance(events: Sequence[Event]) -> dict[int, list[Contribution]]:
             for param in event.params:
                 close(id(param), event)
         elif event.kind == "step":
-            for param in event.params:
-                for _, steps in pending.get(id(param), ()):
-                    if event not in steps:
-                        steps.append(event)
+            running = event
+    if running is not None:
+        consume(running)
     for key in list(pending):
         close(key, None)
     return done

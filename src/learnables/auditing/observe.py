@@ -139,10 +139,14 @@ class Observer:
 
     # -- iterations -----------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """A new iteration starts: take the values as they are now."""
+    def begin(self, *, in_the_middle: bool = False) -> None:
+        """A new iteration starts: take the values as they are now.
+
+        Args:
+            in_the_middle: Part of it may be over, so that its graph may be older than this call.
+        """
         self._backwards = self._steps = 0
-        self._sequence = sequence_now()
+        self._sequence = 0 if in_the_middle else sequence_now()
         for slot in self.slots:
             slot.begin()
         if self.trace is not None:
@@ -227,6 +231,11 @@ class Observer:
     def has_open_iteration(self) -> bool:
         """Something was observed since the last `end`."""
         return bool(self._backwards or self._steps)
+
+    @property
+    def has_stepped(self) -> bool:
+        """An optimizer stepped since the last `end`."""
+        return bool(self._steps)
 
     def looks(self) -> dict[Entry | Held, tuple[Look, ...]]:
         """For each watched thing, one look per iteration."""
@@ -476,30 +485,46 @@ class Observer:
     # -- hooks ----------------------------------------------------------------------------------
 
     def _before_step(self, optimizer: Optimizer, args: Any, kwargs: Any) -> Any:
-        self.survey.add_optimizer(
-            optimizer, f"the {type(optimizer).__name__} stepped at {users_line()}", given=False
-        )
+        self._file_optimizer(optimizer)
         closure = kwargs.get("closure") or next(iter(args[1:]), None)
         if not callable(closure):
             self._consume(optimizer)
             self._pause_trace()
             return None
+        observed = self.adopt(optimizer, closure)
+        if "closure" in kwargs:
+            return args, {**kwargs, "closure": observed}
+        return tuple(observed if a is closure else a for a in args), kwargs
+
+    def adopt(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """A step of ``optimizer`` calls ``closure``: what comes back is to be called instead.
+
+        The forward and the backward are in there, so its first call is where an iteration begins.
+        """
+        calls = [0]
+        self._file_optimizer(optimizer)
+        self._pause_trace()
 
         def observed() -> Any:
+            calls[0] += 1
+            if calls[0] == 1 and self._is_open:
+                self._boundary()
+                if self._is_open:
+                    self._inside_step = self._step_event(optimizer)
+            if not self._is_open:
+                return closure()
             self._resume_trace()
             loss = closure()
-            if not done:
-                done.append(True)
+            if calls[0] == 1:
                 self._consume(optimizer, self._inside_step)
             self._pause_trace()
             return loss
 
-        done: list[bool] = []
-        self._inside_step = self._step_event(optimizer)
-        self._pause_trace()
-        if "closure" in kwargs:
-            return args, {**kwargs, "closure": observed}
-        return tuple(observed if a is closure else a for a in args), kwargs
+        return observed
+
+    def _file_optimizer(self, optimizer: Optimizer) -> None:
+        name = f"the {type(optimizer).__name__} stepped at {users_line()}"
+        self.survey.add_optimizer(optimizer, name, given=False)
 
     def _step_event(self, optimizer: Optimizer) -> Event:
         params = _params_of(optimizer)
@@ -533,7 +558,7 @@ class Observer:
         self._resume_trace()
         if self.trace is None or self._on_boundary is None:
             return
-        if self._is_last is not None and self._is_last():
+        if self._steps and self._is_last is not None and self._is_last():
             self.trace.__exit__()
         else:
             self.trace.on_graph = self._graph_begins

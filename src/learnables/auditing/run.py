@@ -12,6 +12,7 @@ from learnables._torch import is_uninitialised, local, without_compiling
 from learnables.auditing.discover import Everything
 from learnables.auditing.evidence import Crash, Evidence, Stage
 from learnables.auditing.intent import Intent, Loaded
+from learnables.auditing.lookout import Lookout
 from learnables.auditing.memory import Memory
 from learnables.auditing.observe import Observer
 from learnables.auditing.places import line_of
@@ -394,13 +395,38 @@ class Observation:
         on_report: Callable[[Report], None] | None,
     ) -> None:
         self.report: Report | None = None
+        self.on_failure: Callable[[Exception], None] | None = None
         self._model, self._optimizers, self._modules = model, optimizers, modules
         self._actors, self._steps, self._finish, self._on_report = actors, steps, finish, on_report
         self._open = contextlib.ExitStack()
         self._observer: Observer | None = None
+        self._lookout: Lookout | None = None
+        self.has_begun = False
 
     def __enter__(self) -> "Observation":
-        """Start looking."""
+        """Start looking, or wait until training begins where no model was handed over."""
+        if self._model is None:
+            self._lookout = Lookout(self._begin_in_the_middle, self._adopt)
+            self._lookout.open()
+        else:
+            self._begin()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Stop looking; write the report if that has not happened yet."""
+        if self._lookout is not None:
+            self._lookout.close()
+        if not self.has_begun and kind is None:
+            self._begin()
+        self._stop(broken=kind is not None)
+
+    @property
+    def steps_missed(self) -> int:
+        """Optimizer steps before there was a model to look at."""
+        return 0 if self._lookout is None else self._lookout.steps
+
+    def _begin(self, *, in_the_middle: bool = False) -> None:
+        self.has_begun = True
         self._open.enter_context(without_compiling())
         model = self._model
         if model is None:
@@ -408,12 +434,14 @@ class Observation:
         found = survey(model, self._optimizers, None, self._modules, self._actors)
         self._observer = Observer(found, on_boundary=self._boundary, is_last=self._is_last)
         self._open.enter_context(self._observer)
-        self._observer.begin()
-        return self
+        self._observer.begin(in_the_middle=in_the_middle)
 
-    def __exit__(self, *_: object) -> None:
-        """Stop looking; write the report if that has not happened yet."""
-        self._stop()
+    def _begin_in_the_middle(self) -> None:
+        self._begin(in_the_middle=True)
+
+    def _adopt(self, optimizer: Optimizer, closure: Callable[[], Any]) -> Callable[[], Any]:
+        observer = self._observer
+        return closure if observer is None else observer.adopt(optimizer, closure)
 
     def _boundary(self, may_stop: bool) -> None:
         observer = self._observer
@@ -434,14 +462,21 @@ class Observation:
         observer = self._observer
         return observer is not None and observer.iteration + 1 >= self._wanted(observer)
 
-    def _stop(self) -> None:
+    def _stop(self, *, broken: bool = False) -> None:
+        """Close and judge; an iteration that an exception broke off before its step is left out."""
         observer, self._observer = self._observer, None
         if observer is None:
             return
-        if observer.has_open_iteration:
+        if observer.has_open_iteration and not (broken and not observer.has_stepped):
             losses = [e.details["loss"] for e in observer.happened("backward")]
             observer.end(losses[-1] if losses else None)
         self._open.close()
-        self.report = self._finish(observer)
+        try:
+            self.report = self._finish(observer)
+        except Exception as error:
+            if self.on_failure is None:
+                raise
+            self.on_failure(error)
+            return
         if self._on_report is not None:
             self._on_report(self.report)
