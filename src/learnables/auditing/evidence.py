@@ -402,6 +402,14 @@ class Evidence:
         """Whether any look has one of these boolean attributes, e.g. ``"reached"``."""
         return any(getattr(look, name) for look in self.looks_at(entry) for name in what)
 
+    def is_poisoned(self, iteration: int) -> bool:
+        """Whether some value was NaN or infinite when an iteration began: then all may be."""
+        if iteration == 0:
+            floating = (x for x in self.first.values() if x.is_floating_point())
+            return any(not bool(torch.isfinite(x).all()) for x in floating)
+        before = (looks[iteration - 1] for looks in self.looks.values() if len(looks) >= iteration)
+        return any(look.value is not None and look.value.nonfinite for look in before)
+
     def happened(self, *kinds: EventKind) -> list[Event]:
         """Events of these kinds, in order."""
         return [event for event in self.events if event.kind in kinds]

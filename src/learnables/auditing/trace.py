@@ -424,15 +424,16 @@ class Trace(TorchFunctionMode):
 
     def _silent(self, bit: int) -> Ending:
         """The call closest to the loss that is given a good gradient and passes none on."""
-        own = self._gradients.get(bit)
-        for record in reversed(self._records):
-            if not record.bits & bit or record.gradient is None or not _is_good(record.gradient):
-                continue
+        given = [r for r in reversed(self._records) if r.bits & bit and _is_good(r.gradient)]
+        for record in given:
             behind = [r.gradient for r in record.inputs if r.bits & bit]
-            if record.own & bit:
-                behind.append(own)
-            if behind and not any(_is_good(g) for g in behind):
+            if behind and not any(map(_is_good, behind)):
                 return Ending("silent", record.op, record.location)
+        # What arrives at the parameter is the sum over all its uses, so this is the weaker sign.
+        if not _is_good(self._gradients.get(bit)):
+            direct = next((r for r in given if r.own & bit), None)
+            if direct is not None:
+                return Ending("silent", direct.op, direct.location)
         last = next((r for r in self._records if r.bits & bit), None)
         return Ending("silent", last.op, last.location) if last else Ending("silent")
 

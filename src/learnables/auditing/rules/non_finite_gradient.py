@@ -58,7 +58,11 @@ def non_finite_gradient(evidence: Evidence) -> Iterator[Finding]:
         mine = [event for event in backwards if entry.param in event.arrived]
         bad = [event for event in mine if event.arrived[entry.param].nonfinite]
         scaled = all(event.details["scaled"] for event in bad)
-        if not bad or (scaled and (len(bad) < len(mine) or len(bad) < 3)):
+        if (
+            not bad
+            or evidence.is_poisoned(bad[0].iteration)
+            or (scaled and (len(bad) < len(mine) or len(bad) < 3))
+        ):
             continue
         ending = evidence.endings.get(entry)
         amount = bad[0].arrived[entry.param]

@@ -50,7 +50,7 @@ def non_finite_loss(evidence: Evidence) -> Iterator[Finding]:
     """
     losses = [e.details["loss"] for e in evidence.happened("backward")]
     losses = [loss for loss in losses if loss is not None]
-    if losses and not math.isfinite(losses[0]):
+    if losses and not math.isfinite(losses[0]) and not evidence.is_poisoned(0):
         bad = sum(not math.isfinite(loss) for loss in losses)
         yield Finding(
             what="the loss is not finite",

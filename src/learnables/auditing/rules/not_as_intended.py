@@ -6,7 +6,7 @@ from learnables.auditing.evidence import Evidence, Stage
 from learnables.auditing.rule import Finding, needed, rule
 
 
-@rule("LRN109", needs=Stage.MODEL, subsumes=("LRN106", "LRN108", "LRN201"))
+@rule("LRN109", needs=Stage.MODEL, subsumes=("LRN106", "LRN108", "LRN201", "LRN707"))
 def not_as_intended(evidence: Evidence) -> Iterator[Finding]:
     """A parameter that trains although it was declared frozen, or the other way round.
 

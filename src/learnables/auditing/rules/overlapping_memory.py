@@ -7,7 +7,7 @@ from learnables.auditing.evidence import Evidence, Stage
 from learnables.auditing.rule import Finding, rule
 
 
-@rule("LRN601", needs=Stage.MODEL, subsumes=("LRN4", "LRN602"))
+@rule("LRN601", needs=Stage.MODEL, subsumes=("LRN4", "LRN502", "LRN602"))
 def overlapping_memory(evidence: Evidence) -> Iterator[Finding]:
     """A parameter several of whose elements are the same memory, as `expand` makes it.
 

@@ -57,14 +57,14 @@ def rate_not_as_intended(evidence: Evidence) -> Iterator[Finding]:
     if max(factors.values()) <= 1.01 * min(factors.values()):
         return
     half = sum(abs(f - usual) <= 0.01 * usual for f in factors.values()) * 2 <= len(factors)
-    for entry, factor in factors.items():
-        if half or abs(factor - usual) > 0.01 * usual:
-            yield Finding(
-                what="learning rates do not stand to each other as declared",
-                where=list(entry.names),
-                found=f"{actual[entry]:.3g}, {factor:.3g} times what was declared",
-                wanted=f"{wanted[entry]:.3g} times one factor for all; most have {usual:.3g}",
-            )
+    off = [e for e, factor in factors.items() if half or abs(factor - usual) > 0.01 * usual]
+    seen = [f"{e.name} {actual[e]:.3g} (declared {wanted[e]:.3g})" for e in off]
+    yield Finding(
+        what="learning rates do not stand to each other as declared",
+        where=[name for entry in off for name in entry.names],
+        found=", ".join(seen),
+        wanted="one factor between actual and declared rate for all",
+    )
 
 
 def _declared(evidence: Evidence) -> dict[Entry, float]:
