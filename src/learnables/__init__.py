@@ -21,6 +21,7 @@ _HOME = {
     "parameter": "learnables.declare",
     "save_checkpoint": "learnables.runtime.checkpoint",
     "silence": "learnables.auditing.silence",
+    "sparsify": "learnables.nn.sparsification",
     "statistics": "learnables.stats",
     "tie": "learnables.sharing.tie",
     "unconstrain": "learnables.sets.registration",
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from learnables.auditing.silence import silence as silence
     from learnables.declare import annotate as annotate
     from learnables.declare import parameter as parameter
+    from learnables.nn.sparsification import sparsify as sparsify
     from learnables.policy.attach import attach as attach
     from learnables.policy.groups import param_groups as param_groups
     from learnables.policy.table import inventory as inventory

@@ -245,6 +245,28 @@ def make_last_pre_hook(optimizer: torch.optim.Optimizer, handle: Any) -> None:
     optimizer._optimizer_step_pre_hooks.move_to_end(handle.id)  # type: ignore[attr-defined]
 
 
+def shared_as(value: Tensor, like: Tensor) -> Tensor:
+    """``value``, equal on all ranks, sharded as ``like`` is; ``value`` itself where it is not."""
+    if not is_dtensor(like):
+        return value
+    from torch.distributed.tensor import distribute_tensor
+
+    sharded: Tensor = distribute_tensor(value, like.device_mesh, like.placements)  # type: ignore[attr-defined]
+    return sharded
+
+
+def replace_data_(param: torch.nn.Parameter, value: Tensor) -> None:
+    """Give ``param`` a value of another shape; it stays the same object, without a gradient.
+
+    Autograd keeps a node for each leaf with the shape it had, alive as long as any old graph, such
+    as that of the last loss. Only a change of dtype makes torch forget it, hence the detour.
+    """
+    param.grad = None
+    other = torch.float32 if value.dtype == torch.float64 else torch.float64
+    param.data = value.new_empty(0, dtype=other)
+    param.data = value
+
+
 def own_view(x: Tensor, *shape: int) -> Tensor:
     """A fresh contiguous ``x`` in another shape, to autograd a tensor of its own and no view.
 

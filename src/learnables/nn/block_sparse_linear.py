@@ -5,25 +5,29 @@ stored blocks.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias, final
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
-from learnables._torch import is_dtensor
+from learnables._torch import is_dtensor, local, replace_data_, shared_as
 from learnables.declare import parameter
 from learnables.errors import CheckpointError, LayoutError, ShapeError
 from learnables.init.base import Init
 from learnables.nn.component import Component
+from learnables.notes import notes_of, put_note
 from learnables.sparse import masks
 from learnables.sparse.fan_in import real_fan_in
 from learnables.sparse.layout import Block, Index, Layout, grid_of, layout_from_index
 from learnables.sparse.product import apply
+from learnables.sparse.topology import source_of
 
 Mask: TypeAlias = str | Tensor | Sequence[object]
 
-_MASKS: dict[str, Callable[[int, int, float, torch.Generator | None], Tensor]] = {
+MASKS: dict[str, Callable[[int, int, float, torch.Generator | None], Tensor]] = {
     "random": lambda R, C, density, generator: masks.random(R, C, density, generator=generator),
     "banded": lambda R, C, density, _: masks.banded(R, C, density),
     "butterfly": lambda R, C, density, _: masks.butterfly(R, C, density),
@@ -103,7 +107,7 @@ class BlockSparseLinear(Component):
         super().__init__()
         self.in_features, self.out_features = in_features, out_features
         grid = grid_of(out_features, in_features, block)
-        layout = Layout(out_features, in_features, block, _mask(mask, grid, density, generator))
+        layout = Layout(out_features, in_features, block, mask_of(mask, grid, density, generator))
         self.block = layout.block
         device = torch.get_default_device() if device is None else torch.device(device)
         for name, part in layout.index._asdict().items():
@@ -159,6 +163,56 @@ class BlockSparseLinear(Component):
     def density(self) -> float:
         """Share of the matrix entries that are stored."""
         return self.layout.density
+
+    @torch.no_grad()
+    def rewire(
+        self, mask: "Tensor | Sequence[object]", optimizer: "Optimizer | Iterable[Optimizer]" = ()
+    ) -> None:
+        """Store other blocks from now on; those that stay keep everything to the bit.
+
+        Values, gradient and optimizer state move with their block; what is new starts at zero.
+        The Parameter stays the same object. With as many blocks as before it is written in place,
+        also where DDP or FSDP2 wrapped the layer, on every rank alike; with more or fewer it
+        changes its shape, which they do not allow.
+
+        Args:
+            mask: (R, C), the blocks to store.
+            optimizer: Whose state to move along; one or several.
+
+        Raises:
+            ShapeError: The mask has another shape than the grid.
+            LayoutError: A mask of NaN, or another number of blocks of a weight that is sharded.
+
+        Example:
+            >>> layer = ln.nn.BlockSparseLinear(8, 8, block=4, mask=[[1, 0], [0, 1]])
+            >>> kept = layer.weight[0].clone()
+            >>> layer.rewire([[1, 1], [0, 0]])
+            >>> torch.equal(layer.weight[0], kept), layer.weight[1].abs().max().item()
+            (True, 0.0)
+        """
+        old = self.layout
+        new = old.with_mask(mask)
+        same = new.num_blocks == old.num_blocks
+        if is_dtensor(self.weight) and not same:
+            raise LayoutError(
+                "a sharded weight cannot change its number of blocks",
+                found=f"{new.num_blocks} blocks",
+                wanted=f"{old.num_blocks}, as before",
+                mend="evolve with scope='layer' and SET or RigL, or prune before fully_shard",
+            )
+        source = source_of(old, new)
+        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        for state in (o.state[self.weight] for o in optimizers if self.weight in o.state):
+            for name, value in state.items():
+                if isinstance(value, Tensor) and value.shape == self.weight.shape:
+                    state[name] = _move(value, source, in_place=same)
+        grad = self.weight.grad
+        moved = _move(self.weight.data, source, in_place=same)
+        if not same:
+            replace_data_(self.weight, moved)
+        self.weight.grad = None if grad is None else _move(grad, source, in_place=same)
+        self._write_index(new)
+        self._follow_in_notes(source, new)
 
     def dense(self) -> Tensor:
         """The matrix, (O, I), zeros where nothing is stored; differentiable."""
@@ -308,6 +362,18 @@ class BlockSparseLinear(Component):
                 setattr(self, name, part.to(device))
         self._remember(layout)
 
+    def _follow_in_notes(self, source: Tensor, layout: Layout) -> None:
+        """The initialiser and the value to decay toward speak of the blocks that are there now."""
+        for local_name, note in notes_of(self).items():
+            if local_name == "weight" and note.initial is not None:
+                same = len(source) == len(note.initial)
+                note = replace(note, initial=_move(note.initial, source, in_place=same))
+            init = note.get("init")
+            if note.declared is not None and isinstance(init, real_fan_in):
+                fields = {**note.declared.fields, "init": replace(init, layout=layout)}
+                note = replace(note, declared=replace(note.declared, fields=fields))
+            put_note(self, local_name, note)
+
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> "BlockSparseLinear":
         # to_empty() and a move from the meta device leave arbitrary memory in the index buffers.
         layout = self.layout
@@ -316,20 +382,38 @@ class BlockSparseLinear(Component):
         return self
 
 
-def _mask(
+def _move(value: Tensor, source: Tensor, *, in_place: bool) -> Tensor:
+    """Blocks of ``value`` in a new order, (E, p, q) → (E', p, q); zeros where source is -1."""
+    whole: Tensor = value.full_tensor() if is_dtensor(value) else value  # type: ignore[attr-defined]
+    source = source.to(whole.device)
+    stays = source >= 0
+    moved = whole.new_zeros(len(source), *whole.shape[1:])
+    moved[stays] = whole[source[stays]]
+    if not in_place:
+        return moved
+    local(value).copy_(local(shared_as(moved, value)))
+    return value
+
+
+def mask_of(
     mask: Mask | None,
     grid: tuple[int, int],
     density: float,
     generator: torch.Generator | None,
 ) -> "Tensor | Sequence[object]":
+    """The mask of a named family, or the one that was given.
+
+    Raises:
+        LayoutError: There is no family of this name, or the density is outside (0, 1].
+    """
     if mask is not None and not isinstance(mask, str):
         return mask
-    family = _MASKS.get(mask or "random")
+    family = MASKS.get(mask or "random")
     if family is None:
         raise LayoutError(
             "there is no family of masks of this name",
             found=f"mask={mask!r}",
-            wanted=f"one of {', '.join(map(repr, _MASKS))}, or booleans of shape {grid}",
+            wanted=f"one of {', '.join(map(repr, MASKS))}, or booleans of shape {grid}",
         )
     on_cpu = generator if generator is not None and generator.device.type == "cpu" else None
     return family(*grid, density, on_cpu)
@@ -379,7 +463,7 @@ def _take_saved_layout(
     if fits:
         return
     layer.columns = columns.to(layer.columns)
-    layer.weight.data = layer.weight.data.new_empty(layout.weight_shape)
+    replace_data_(layer.weight, layer.weight.data.new_empty(layout.weight_shape))
 
 
 def _follow_loaded_layout(layer: BlockSparseLinear, _: object) -> None:
