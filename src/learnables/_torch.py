@@ -84,6 +84,25 @@ def copy_all_(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     torch._foreach_copy_(list(to), list(values))
 
 
+def has_fast_bf16() -> bool:
+    """Whether products of bf16 matrices take half the time of fp32 on this processor."""
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def symmetric_product(x: Tensor, tall: bool) -> Tensor:
+    """``xᵀx`` (``xxᵀ`` where not ``tall``) of real matrices on the CPU at half the work.
+
+    Torch has no such product; numpy gives a matrix and its transpose to BLAS's ``syrk``.
+    """
+    import numpy as np
+
+    side = x.shape[-1] if tall else x.shape[-2]
+    gram = x.new_empty(x.shape[0], side, side)
+    for matrix, result in zip(x.detach().contiguous().numpy(), gram.numpy(), strict=True):
+        np.matmul(matrix.T if tall else matrix, matrix if tall else matrix.T, out=result)
+    return gram
+
+
 def from_rank_0(value: Tensor, like: Tensor) -> Tensor:
     """``value`` as rank 0 has it, in the dtype, on the device and with the sharding of ``like``.
 

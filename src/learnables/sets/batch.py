@@ -115,13 +115,18 @@ class Group:
         self._generator = torch.Generator().manual_seed(0)
         self._options = {"total": self._total} if self.placing == "rows" else {}
         self._sizes: list[int] = []  # points of each member, from the last call
+        params: list[Tensor] = [one.parameter for one in self.members]
+        alike = all(p.shape == params[0].shape and not is_dtensor(p) for p in params)
+        plain = alike and self.constraint.view is None and self.constraint.set.point_ndim > 0
+        #: Stacked and copied back as they are; the usual case has the least to do in Python.
+        self._alike = params if plain and len(params) > 1 else None
 
     def project_(self) -> None:
         """Bring the values back into the set."""
         of = self.constraint.set
         params: list[Tensor] = [one.parameter for one in self.members]
         with full_precision(params[0].device):
-            batch, shapes = self._stacked(params)
+            batch, shapes = self._stacked(params) if self._alike is None else self._stack()
             if batch.numel() == 0 and self.placing != "rows":
                 return
             if self._may_skip(batch):
@@ -129,8 +134,12 @@ class Group:
                 return
             self.calls += 1
             value, self.status = of.enforce(batch, **self._options)
-            if value is not batch:
+            if value is batch:
+                return
+            if self._alike is None:
                 self._write_back_(params, value, shapes)
+            else:
+                copy_all_(self._alike, value.unbind())
 
     def before_step_(self) -> None:
         """Take the part across the set out of the gradients."""
@@ -163,6 +172,13 @@ class Group:
         if batch.device.type == "cpu":
             last = self._estimate.read(wait=True)
         return last is not None and float(last) <= lazy
+
+    def _stack(self) -> tuple[Tensor, list[torch.Size]]:
+        assert self._alike is not None
+        batch = torch.stack(self._alike)
+        points = math.prod(batch.shape[1 : batch.ndim - self.constraint.set.point_ndim])
+        self._sizes = [points] * len(self._alike)
+        return batch.to(computing_dtype(batch.dtype)), []
 
     def _stacked(self, params: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:
         """All points in one batch of at least 32 bits, and the shape each parameter has."""

@@ -96,9 +96,9 @@ def orthogonality_floor(shape: torch.Size, dtype: torch.dtype) -> float:
 
 
 def orthogonality_tolerance(shape: torch.Size, dtype: torch.dtype) -> float:
-    """Twice what storage and arithmetic together make of an orthogonal matrix."""
-    reached = polar.reach(min(shape[-2:]), computing_dtype(dtype))
-    return 2 * (orthogonality_floor(shape, dtype) + reached)
+    """What storing makes of an orthogonal matrix, twice, and what one call promises."""
+    promised = polar.promised(min(shape[-2:]), computing_dtype(dtype))
+    return 2 * orthogonality_floor(shape, dtype) + promised
 
 
 def rank_is_deficient(x: Tensor) -> Tensor:
