@@ -8,8 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from tests.gloo import one_process_group
 from tests.nn.catalogue import BEGIN, ELSEWHERE, END, EXAMPLES, PAGE, Example, documented, table
 from torch import Tensor
+from torch.distributed.fsdp import fully_shard
 
 import learnables as ln
 import learnables.nn
@@ -181,3 +183,28 @@ def test_a_checkpoint_of_bare_tensors_loads(example: Example) -> None:
 def test_the_page_is_up_to_date() -> None:
     written = PAGE.read_text().split(BEGIN)[1].split(END)[0].strip()
     assert written == table(), "run: python -m tests.nn.catalogue"
+
+
+@pytest.fixture(scope="module")
+def process_group() -> Iterator[None]:
+    with one_process_group():
+        yield
+
+
+@every
+@pytest.mark.usefixtures("process_group")
+# Some outputs are views; FSDP2 warns that they must not be changed in place, which nothing does.
+@pytest.mark.filterwarnings("ignore:FSDP2-wrapped module:UserWarning")
+def test_trains_while_sharded_by_fsdp2(example: Example) -> None:
+    torch.manual_seed(0)
+    component, inputs = lively(example.make()), example.inputs()
+    eager = outputs(copy.deepcopy(component)(**copy.copy(inputs)))
+    fully_shard(component)
+    if "generator" in inputs:
+        inputs["generator"].manual_seed(0)
+    sharded = outputs(component(**inputs))
+    torch.testing.assert_close(sharded, eager)
+    torch.autograd.backward([y.sum() for y in sharded])
+    assert all(param.grad is not None for param in component.parameters())
+    for entry in entries(component):  # the declarations are still there
+        assert entry.places[0].note.get("weight_decay") in (True, False, "init")
