@@ -5,7 +5,6 @@ Shapes: B batch, C channels, D dim.
 
 from typing import final
 
-import torch
 from torch import Tensor
 
 from learnables.declare import parameter
@@ -42,8 +41,7 @@ class DyT(Component):
             1,
             init=constant(value),
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("scale",),
+            tags=("scale", "fp32"),
         )
         self.gamma = parameter(dim, init=ones(), weight_decay=False, tags=("scale",))
         self.beta = parameter(dim, init=zeros(), weight_decay=False)
@@ -81,12 +79,8 @@ class Snake(Component):
     def __init__(self, channels: int, *, init: Init | None = None) -> None:
         super().__init__()
         init = init or zeros()
-        self.log_alpha = parameter(
-            1, channels, 1, init=init, weight_decay=False, compute_dtype=torch.float32
-        )
-        self.log_beta = parameter(
-            1, channels, 1, init=init, weight_decay=False, compute_dtype=torch.float32
-        )
+        self.log_alpha = parameter(1, channels, 1, init=init, weight_decay=False, tags=("fp32",))
+        self.log_beta = parameter(1, channels, 1, init=init, weight_decay=False, tags=("fp32",))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, T) → (B, C, T), in the dtype of ``x``; computed in fp32."""

@@ -83,8 +83,7 @@ class AttentionSinks(Component):
             num_heads,
             init=init or normal(0.02),
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("scale",),
+            tags=("scale", "fp32"),
         )
 
     def forward(self, logits: Tensor) -> Tensor:
@@ -122,7 +121,7 @@ class DifferentialLambda(Component):
         init = init or normal(0.1)
 
         def vector() -> torch.nn.Parameter:
-            return parameter(head_dim, init=init, weight_decay=False, compute_dtype=torch.float32)
+            return parameter(head_dim, init=init, weight_decay=False, tags=("fp32",))
 
         self.q1, self.k1, self.q2, self.k2 = vector(), vector(), vector(), vector()
 

@@ -56,8 +56,7 @@ class LogitScale(Component):
             1,
             init=init or constant(math.log(value)),
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("scale",),
+            tags=("scale", "fp32"),
         )
 
     def scale(self) -> Tensor:
@@ -92,9 +91,7 @@ class LogitBias(Component):
 
     def __init__(self, value: float = -10.0, *, init: Init | None = None) -> None:
         super().__init__()
-        self.bias = parameter(
-            1, init=init or constant(value), weight_decay=False, compute_dtype=torch.float32
-        )
+        self.bias = parameter(1, init=init or constant(value), weight_decay=False, tags=("fp32",))
 
     def forward(self, logits: Tensor) -> Tensor:
         """Any shape → the same, in the dtype of ``logits``."""
@@ -149,8 +146,7 @@ class Temperature(Component):
             1,
             init=init or constant(math.log(value)),
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("scale",),
+            tags=("scale", "fp32"),
         )
 
     def forward(self, logits: Tensor) -> Tensor:

@@ -45,12 +45,9 @@ class LayerMix(Component):
             num_layers,
             init=init or zeros(),
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("mixing",),
+            tags=("mixing", "fp32"),
         )
-        self.gamma = parameter(
-            1, init=ones(), weight_decay=False, compute_dtype=torch.float32, tags=("mixing",)
-        )
+        self.gamma = parameter(1, init=ones(), weight_decay=False, tags=("mixing", "fp32"))
 
     def forward(self, layers: Sequence[Tensor] | Tensor) -> Tensor:
         """L tensors of one shape, or one (L, …) → one of that shape and dtype.
@@ -98,8 +95,7 @@ class ResidualMix(Component):
             2,
             init=init or arange(1, -1),
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("mixing",),
+            tags=("mixing", "fp32"),
         )
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:

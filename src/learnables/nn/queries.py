@@ -103,8 +103,7 @@ class Slots(Component):
             dim,
             init=init,
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("query",),
+            tags=("query", "fp32"),
         )
 
     def forward(self, x: Tensor, *, generator: torch.Generator | None = None) -> Tensor:
@@ -152,9 +151,7 @@ class SlotEmbeddings(Component):
             weight_decay=False,
             tags=("query",),
         )
-        self.scale = parameter(
-            1, init=ones(), weight_decay=False, compute_dtype=torch.float32, tags=("scale",)
-        )
+        self.scale = parameter(1, init=ones(), weight_decay=False, tags=("scale", "fp32"))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, D) → (B, N, E, S), in the dtype of ``x``.

@@ -5,7 +5,6 @@ Shapes: H heads.
 
 from typing import NamedTuple, final
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -33,7 +32,7 @@ class Discretised(NamedTuple):
 class StateSpaceVectors(Component):
     """A, D and the bias of dt, in the forms that keep A negative and dt positive.
 
-    All three are wanted in fp32 and never decayed: the rule of many trainers decays them, which
+    All three are to be kept in fp32 and never decayed: the rule of many trainers decays them, which
     pulls every decay rate to 1 and every time step to softplus(0).
 
     Parameters:
@@ -58,16 +57,15 @@ class StateSpaceVectors(Component):
 
     def __init__(self, num_heads: int, dt_min: float = 1e-3, dt_max: float = 0.1) -> None:
         super().__init__()
-        fp32 = torch.float32
         self.A_log = parameter(
-            num_heads, init=log(uniform(1, 16)), weight_decay=False, compute_dtype=fp32
+            num_heads, init=log(uniform(1, 16)), weight_decay=False, tags=("fp32",)
         )
-        self.D = parameter(num_heads, init=ones(), weight_decay=False, compute_dtype=fp32)
+        self.D = parameter(num_heads, init=ones(), weight_decay=False, tags=("fp32",))
         self.dt_bias = parameter(
             num_heads,
             init=softplus_inverse(log_uniform(dt_min, dt_max)),
             weight_decay=False,
-            compute_dtype=fp32,
+            tags=("fp32",),
         )
 
     def forward(self, dt: Tensor) -> Discretised:

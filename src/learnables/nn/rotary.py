@@ -87,8 +87,7 @@ class RotaryFrequencies(Component):
             head_dim // 2,
             init=init or rotated_frequencies(theta),
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("position",),
+            tags=("position", "fp32"),
         )
 
     def forward(self, x: Tensor, grid: Grid, prefix: int = 0) -> Tensor:

@@ -5,7 +5,6 @@ Shapes: B batch, N tokens, H heads, D dim, d head dim, C channels.
 
 from typing import Literal, final
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,7 +20,7 @@ class LayerScale(Component):
     """One learned factor per channel on a residual branch, small at first.
 
     Parameters:
-        gamma (D): constant ``value``. No decay. Wanted in fp32: in bf16, a step smaller than
+        gamma (D): constant ``value``. No decay. Keep it in fp32: in bf16, a step smaller than
             1/512 of the value is lost.
 
     Args:
@@ -45,8 +44,7 @@ class LayerScale(Component):
             dim,
             init=init or constant(value),
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("scale",),
+            tags=("scale", "fp32"),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -84,8 +82,7 @@ class LayerScale2d(Component):
             1,
             init=init or constant(value),
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("scale",),
+            tags=("scale", "fp32"),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -122,8 +119,7 @@ class ReZero(Component):
             1,
             init=init or zeros(),
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("scale",),
+            tags=("scale", "fp32"),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -176,8 +172,7 @@ class Gate(Component):
             dim,
             init=init or constant(value),
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("scale",),
+            tags=("scale", "fp32"),
         )
 
     def opening(self) -> Tensor:
@@ -219,8 +214,7 @@ class HeadScale(Component):
             1,
             init=init or ones(),
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("scale",),
+            tags=("scale", "fp32"),
         )
 
     def forward(self, x: Tensor) -> Tensor:
@@ -264,8 +258,7 @@ class QKScale(Component):
             head_dim,
             init=init or constant(value),
             weight_decay=False,
-            compute_dtype=torch.float32,
-            tags=("scale",),
+            tags=("scale", "fp32"),
         )
 
     def forward(self, x: Tensor) -> Tensor:
