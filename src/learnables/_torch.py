@@ -198,6 +198,19 @@ def on_module_forward(before: Callable[[nn.Module, Any], None]) -> Callable[[], 
     return stop
 
 
+def rank_and_world() -> tuple[int, int]:
+    """Rank of this process and number of processes; (0, 1) where there is no group."""
+    dist = torch.distributed
+    if not (dist.is_available() and dist.is_initialized()):
+        return 0, 1
+    return dist.get_rank(), dist.get_world_size()
+
+
+def shared_store() -> Any:
+    """The key-value store of the default process group; reading and writing it is no collective."""
+    return torch.distributed.distributed_c10d._get_default_store()
+
+
 def clip_module() -> Any:
     """The module in which ``clip_grad_norm_`` looks up its parts."""
     from torch.nn.utils import clip_grad

@@ -34,6 +34,49 @@ _Format = Annotated[
 _Output = Annotated[Path | None, typer.Option(help="Write the report to this file.")]
 
 
+@app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
+def run(
+    script: Annotated[str, typer.Argument(help="The script, or with -m the module.")],
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="What the script is given.", metavar="ARGS")
+    ] = None,
+    module: Annotated[bool, typer.Option("-m", help="SCRIPT is the name of a module.")] = False,
+    steps: Annotated[int | None, typer.Option(min=1, help="Iterations to observe: 4.")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="End the script after the report.")] = False,
+    fail: Annotated[
+        bool,
+        typer.Option("--fail", help="Exit with 1 on findings, with 2 if nothing could be judged."),
+    ] = False,
+    format: _Format = "text",
+    output: _Output = None,
+    select: _Select = None,
+    ignore: _Ignore = None,
+) -> None:
+    """Run an unmodified training script and say which of its parameters do not train, and why.
+
+    The first iterations are observed; the report goes to standard error while the script goes on as
+    if nothing had been. Its exit code is kept. With torchrun: torchrun … -m learnables run SCRIPT.
+
+    Raises:
+        Exit: With the exit code of the script.
+    """
+    from learnables.auditing.script import run_script
+
+    code = run_script(
+        script,
+        arguments or (),
+        is_module=module,
+        steps=steps,
+        stop=stop,
+        fail=fail,
+        format=format,
+        output=output,
+        select=select or (),
+        ignore=ignore or (),
+    )
+    raise typer.Exit(code)
+
+
 @app.command()
 def audit(
     factory: Annotated[

@@ -420,6 +420,13 @@ class Observation:
             self._begin()
         self._stop(broken=kind is not None)
 
+    def abandon(self) -> None:
+        """Stop looking without a report, e.g. in a child process that inherited the patches."""
+        if self._lookout is not None:
+            self._lookout.close()
+        self._observer = None
+        self._open.close()
+
     @property
     def steps_missed(self) -> int:
         """Optimizer steps before there was a model to look at."""

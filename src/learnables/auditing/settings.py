@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from learnables.auditing.silence import silence
 from learnables.errors import LearnablesError
 
 if sys.version_info >= (3, 11):
@@ -39,6 +38,8 @@ class Settings:
 
     def put_into_force(self) -> None:
         """Silence what the file silences, for the rest of the process."""
+        from learnables.auditing.silence import silence  # imports torch, and reading must not
+
         for said in self.silence:
             silence(said["code"], said["selector"], reason=said["reason"])
 
