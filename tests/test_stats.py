@@ -271,6 +271,17 @@ def test_edges_bound_the_bins() -> None:
 
 
 @pytest.mark.usefixtures("forced")
+def test_equal_numbers_are_summed_right() -> None:
+    """Their rounding errors all point the same way."""
+    x = torch.full((1_000_000,), 0.1)
+    seen = statistics([x])
+    torch.testing.assert_close(seen.sum[0], x.double().sum(), rtol=1e-6, atol=0)
+    squares = x.double().square().sum()
+    torch.testing.assert_close(seen.sum_of_squares[0], squares, rtol=1e-6, atol=0)
+    torch.testing.assert_close(magnitudes([x]).norm[0], squares.sqrt(), rtol=1e-6, atol=0)
+
+
+@pytest.mark.usefixtures("forced")
 @pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30, 0.0, math.nan])
 def test_large_tensors_are_summed_right(scale: float) -> None:
     x = torch.randn(300_001) * scale

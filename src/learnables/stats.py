@@ -321,8 +321,8 @@ def statistics(
         ([16, 4], [0, 0], (2, 512))
 
     Cost:
-        Sums are in float64 (the torch backend adds blocks of 4096 float32 numbers in float32,
-        good to 1e-7). The native backend reads the memory once: little longer than ``torch.sum``
+        Sums are in float64 (the torch backend adds many float32 numbers in float32, pairwise,
+        good to 1e-6). The native backend reads the memory once: little longer than ``torch.sum``
         without a histogram, and a small multiple of it with one; benchmarks/stats.py. Views that
         leave gaps in memory, such as slices, are copied first.
     """
@@ -352,16 +352,16 @@ class Magnitudes:
 def magnitudes(tensors: Iterable[Tensor] | Tensor, *, threads: int | None = None) -> Magnitudes:
     """Norm, extrema and non-finite values of every tensor, one row each.
 
-    For a look at every step where the native kernel is not there: the torch backend takes a
-    third of the time that it takes for ``statistics`` without a histogram. The native kernel
-    takes the same for both.
+    For a look at every step where the native kernel is not there: the torch backend takes half
+    of the time that it takes for ``statistics`` without a histogram. The native kernel takes the
+    same for both.
 
     Args:
         tensors: As for ``statistics``.
         threads: As for ``statistics``.
 
     Returns:
-        Rows in the order of ``tensors``; the norm of float32 is good to 1e-6.
+        Rows in the order of ``tensors``; the norm is good to 1e-6.
 
     Raises:
         LearnablesError: As ``statistics``.
