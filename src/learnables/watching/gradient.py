@@ -87,13 +87,16 @@ _SMALL = 1 << 19  # elements: below, copying them together is cheaper than an op
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:
     """Sum of squares of all elements, float64, 0-dim; non-finite where an element is."""
-    if sum(t.numel() for t in tensors) > _SMALL or not _alike(tensors):
-        return norms(tensors).double().square().sum()
     if not tensors:
         return torch.zeros((), dtype=torch.float64)
-    together = torch.cat([t.reshape(-1) for t in tensors])
-    norm: Tensor = torch.linalg.vector_norm(together, dtype=_wide(together.dtype))
-    return norm.double().square()
+    if sum(map(Tensor.numel, tensors)) <= _SMALL:
+        try:
+            together = torch.cat([t.reshape(-1) for t in tensors])
+            norm: Tensor = torch.linalg.vector_norm(together, dtype=_wide(together.dtype))
+            return norm.double().square()
+        except (RuntimeError, NotImplementedError):  # sparse, complex, or on several devices
+            pass
+    return norms(tensors).double().square().sum()
 
 
 def norms(tensors: Sequence[Tensor]) -> Tensor:

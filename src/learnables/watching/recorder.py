@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables._torch import is_dtensor, is_last_pre_hook, make_last_pre_hook
+from learnables._torch import is_dtensor, is_last_pre_hook, make_last_pre_hook, own_share
 from learnables.entries import Entry, entries
 from learnables.errors import LearnablesError, warn
 from learnables.policy.kinds import kind_of
@@ -326,7 +326,7 @@ class Watcher:
         if looks:
             if not self._parts and self._rest:
                 self._parts.append(leftover(self._rest, self._wanted))
-            part = begin(optimizer, held, self._wanted)
+            part = begin(optimizer, held.entries, self._wanted)
             if not is_last_pre_hook(optimizer, self._handles[id(optimizer)]):
                 part.stage += ", before other hooks"
             self._parts.append(part)
@@ -356,15 +356,14 @@ class Watcher:
         return _with_closure(args, kwargs, wrapped)
 
     def _after(
-        self, optimizer: Optimizer, held: list[Entry], step: int, part: Part | None, spent: float
+        self, optimizer: Optimizer, held: "_Held", step: int, part: Part | None, spent: float
     ) -> None:
         begun = time.perf_counter()
         with self._failing_open(), torch.no_grad():
             handle = self._handles.get(id(optimizer))
             if handle is not None and not is_last_pre_hook(optimizer, handle):
                 make_last_pre_hook(optimizer, handle)
-            weights = [self._wanted.share(entry.param) for entry in held]
-            self._sighted(self._sentinel.after(step, [e.index for e in held], weights))
+            self._sighted(self._sentinel.after(step, held.indices, self._values(held)))
             if part is not None:
                 complete(part, self._wanted)
                 self._waiting.discard(id(optimizer))
@@ -375,13 +374,16 @@ class Watcher:
         (self.governor.checked if part is None else self.governor.looked)(cost)
         self._announce()
 
-    def _check_gradients(self, step: int, optimizer: Optimizer, held: list[Entry]) -> None:
-        share = self._wanted.share
-        gradients = [None if e.param.grad is None else share(e.param.grad) for e in held]
-        weights = [share(e.param) for e in held]
-        indices = [e.index for e in held]
+    def _check_gradients(self, step: int, optimizer: Optimizer, held: "_Held") -> None:
+        gradients = [p.grad for p in held.params]
+        if self._shared:
+            gradients = [None if g is None else own_share(g) for g in gradients]
+        weights = self._values(held)
         how = consumption(optimizer)
-        self._sighted(self._sentinel.before(step, indices, weights, gradients, how))
+        self._sighted(self._sentinel.before(step, held.indices, weights, gradients, how))
+
+    def _values(self, held: "_Held") -> list[Tensor]:
+        return [own_share(p) for p in held.params] if self._shared else held.params
 
     def _skipped(self, optimizer: Optimizer) -> None:
         """The scaler found an overflow and did not call the optimizer's step."""
@@ -392,7 +394,7 @@ class Watcher:
             self._counts[id(optimizer)] += 1
             self._skips += 1
             if (self._writes or self._shared) and self._opens(optimizer):
-                part = begin(optimizer, self._held[id(optimizer)], self._wanted)
+                part = begin(optimizer, self._held[id(optimizer)].entries, self._wanted)
                 part.snapshot = []
                 part.stage = "step, skipped by the scaler"
                 part.skipped = True
@@ -557,7 +559,9 @@ class Watcher:
             kept = [name for name in old.names if name in holder]
             if len({holder[name].index for name in kept}) > 1:
                 self._raise(self._judge.untied(self.step, kept))
-        self._held = {key: [e for e in found if e.param in mine] for key, mine in holds.items()}
+        self._held = {
+            key: _Held([e for e in found if e.param in mine]) for key, mine in holds.items()
+        }
         self._rest = [e for e in found if e.param not in held]
         device = found[0].param.device
         self._sentinel = Sentinel(len(found), device, self._shared)
@@ -568,6 +572,15 @@ class Watcher:
             groups = {p: g for o in self._optimizers for g in o.param_groups for p in g["params"]}
             facts = [_facts(entry, groups.get(entry.param)) for entry in self._entries]
             self._rows = self._store.add_parameters(facts)
+
+
+class _Held:
+    """The entries of one optimizer; lists at hand, because the check needs them at every step."""
+
+    def __init__(self, entries: list[Entry]) -> None:
+        self.entries = entries
+        self.indices = [entry.index for entry in entries]
+        self.params: list[Tensor] = [entry.param for entry in entries]
 
 
 @dataclasses.dataclass(frozen=True)
