@@ -232,6 +232,74 @@ def vit(
 
 # --- watch: report, watch, runs, compare, export ----------------------------------------------
 
+_Run = Annotated[Path, typer.Argument(help="A run's folder, or its database.")]
+
+
+@app.command()
+def report(
+    run: _Run,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The file; report.html beside the run.")
+    ] = None,
+    fail_on: Annotated[
+        str | None, typer.Option(help="error or warning: exit with 1 where there is one.")
+    ] = None,
+) -> None:
+    """Write a run as one offline HTML file.
+
+    Raises:
+        Exit: With 1 where --fail-on asks for it.
+    """
+    from learnables.report.command import write_report
+
+    raise typer.Exit(write_report(run, output, fail_on))
+
+
+@app.command()
+def watch(
+    run: _Run,
+    port: Annotated[int, typer.Option(help="Port on localhost; any that is free.")] = 0,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Here, not in a browser.")] = False,
+) -> None:
+    """Follow a run while it trains: a page on localhost, or this terminal."""
+    from learnables.report.command import watch_run
+
+    watch_run(run, port, terminal)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(help="Where to look for runs.")] = Path("runs"),
+) -> None:
+    """List runs: when, how far, the last numbers, what is wrong."""
+    from learnables.report.command import list_runs
+
+    list_runs(folder)
+
+
+@app.command()
+def compare(a: _Run, b: _Run) -> None:
+    """Say which parameters of two runs differ, and since when.
+
+    Raises:
+        Exit: With 1 where any differs.
+    """
+    from learnables.report.command import print_comparison
+
+    raise typer.Exit(print_comparison(a, b))
+
+
+@app.command()
+def export(
+    run: _Run,
+    to: Annotated[str, typer.Option(help="tensorboard, jsonl, csv, trackio or wandb.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Where to.")] = None,
+) -> None:
+    """Hand a run to another tool."""
+    from learnables.report.command import export_run
+
+    export_run(run, to, output)
+
 
 # --- measure: bench ----------------------------------------------------------------------------
 

@@ -13,11 +13,12 @@ from learnables.errors import RunError
 from learnables.report.figures import Figures
 from learnables.watching.artifacts import labels_of
 from learnables.watching.encoding import Array
-from learnables.watching.observation import Observation
+from learnables.watching.observation import QUANTITIES, Observation
 from learnables.watching.run import Artifact, Described, Run, Series
 
 POINTS = 160  # of a line: as many as a chart of this size can show
 COLUMNS = 64  # of a heat map over time
+SHADES = 40  # of a heat map; the page's script knows this number
 _SEVERITIES = ("error", "warning", "note")
 _PICTURED = 96  # largest side of a weight that is shown as an image
 
@@ -270,26 +271,28 @@ def _add_parameters(page: Content, run: Run) -> None:
     wide = [list(part) for part in np.array_split(np.arange(len(seen)), min(COLUMNS, len(seen)))]
     where = [{name: i for i, name in enumerate(o.names)} for o in seen]
     figures = page.figures
-    lines: dict[str, dict[str, int]] = {}
-    heat: dict[str, dict[str, Any]] = {}
+    lines: list[dict[str, int]] = []
     for row in page.rows:
         told = _lines(seen, where, row)
-        lines[row.name] = {
-            key: figures.add(encode_log(_largest(values, groups)))
-            for key, values in told.items()
-            if np.isfinite(values).any()
-        }
-        heat[row.name] = {}
-        for quantity in ("weight", "gradient", "update"):
-            chart = _heat(seen, where, wide, row.name, quantity)
+        lines.append(
+            {
+                key: figures.add(encode_log(_largest(values, groups)))
+                for key, values in told.items()
+                if np.isfinite(values).any()
+            }
+        )
+    heat: list[dict[str, Any]] = [{} for _ in page.rows]
+    for quantity in QUANTITIES:
+        counts = _counts(seen, wide, {row.name: i for i, row in enumerate(page.rows)}, quantity)
+        for i, chart in enumerate(map(_heat, counts)):
             if chart is not None:
                 low, high, cells = chart
-                heat[row.name][quantity] = [low, high, figures.add(cells)]
+                heat[i][quantity] = [low, high, figures.add(cells)]
     page.index = {
         "steps": figures.add(np.array([seen[g[-1]].step for g in groups], "<f4")),
         "heatSteps": figures.add(np.array([seen[g[-1]].step for g in wide], "<f4")),
-        "lines": [lines[row.name] for row in page.rows],
-        "heat": [heat[row.name] for row in page.rows],
+        "lines": lines,
+        "heat": heat,
     }
 
 
@@ -358,38 +361,52 @@ def encode_log(values: Array) -> Array:
     return np.where(np.isfinite(values), code, 0).astype("<u2")
 
 
-def _heat(
+def _counts(
     seen: Sequence[Observation],
-    where: Sequence[Mapping[str, int]],
     groups: Sequence[Sequence[int]],
-    name: str,
+    row_of: Mapping[str, int],
     quantity: str,
-) -> tuple[int, int, Array] | None:
-    """Lowest and highest exponent, and shares on a log scale: time by (non-finite, 2^k, zero)."""
-    counts = np.zeros((len(groups), 258), np.int64)  # [0]: zeros, [1 + k]: exponent k, [257]: bad
+) -> Array:
+    """Histograms of magnitudes, summed over each group: shape (parameters, groups, 258).
+
+    Of the last dimension, 0 counts zeros, 1 + k what has the exponent k, 257 what is not finite.
+    """
+    counts = np.zeros((len(row_of), len(groups), 258), np.int64)
     for t, group in enumerate(groups):
-        for o_at in group:
-            rows = seen[o_at].rows.get(quantity)
-            i = where[o_at].get(name)
-            if rows is None or rows.histogram is None or i is None or not rows.present[i]:
+        for o in (seen[at] for at in group):
+            rows = o.rows.get(quantity)
+            if rows is None or rows.filled is None:
                 continue
-            both = rows.histogram[i, :256] + rows.histogram[i, 256:]
-            zeros, bad = int(rows.moments["zeros"][i]), int(rows.moments["nonfinite"][i])
-            counts[t, 1:257] += both
-            counts[t, 0] += zeros
-            counts[t, 1] -= zeros
-            counts[t, 256] -= bad
-            counts[t, 257] += bad
+            to = np.array([row_of[name] for name in o.names])
+            exponents = rows.filled.bins & 255
+            at = (to[rows.filled.rows], t, 1 + exponents.astype(np.int64))
+            np.add.at(counts, at, rows.filled.counts.astype(np.int64))  # type: ignore[arg-type]
+            for name, place, other in (("zeros", 0, 1), ("nonfinite", 257, 256)):
+                number = rows.moments[name].astype(np.int64)
+                counts[to, t, place] += number
+                counts[to, t, other] -= number
+    return counts
+
+
+def _heat(counts: Array) -> tuple[int, int, Array] | None:
+    """Lowest and highest exponent, and shares on a log scale; None where nothing was counted.
+
+    Args:
+        counts: Shape (times, 258), as `_counts` has them.
+
+    Returns:
+        The exponents of 2, and bytes of shape (zeros + exponents + non-finite, times).
+    """
     if not counts.any():
         return None
     filled = np.flatnonzero(counts[:, 1:257].any(axis=0))
     low, high = (int(filled[0]), int(filled[-1])) if len(filled) else (127, 127)
     kept = np.concatenate([counts[:, :1], counts[:, 1 + low : 2 + high], counts[:, 257:]], axis=1)
     total = np.maximum(kept.sum(axis=1, keepdims=True), 1)
-    with np.errstate(divide="ignore"):
-        shade = 255 * (1 + np.log2(kept / total) / 20)  # 20 doublings: down to one in a million
-    cells = np.where(kept > 0, np.clip(shade, 1, 255), 0).astype(np.uint8)
-    return low - 127, high - 127, cells
+    with np.errstate(divide="ignore", invalid="ignore"):
+        shade = SHADES + 2 * np.log2(kept / total)  # half doublings: down to one in a million
+    cells = np.where(kept > 0, np.clip(np.round(shade), 1, SHADES), 0).astype(np.uint8)
+    return low - 127, high - 127, np.ascontiguousarray(cells.T)  # along time, to compress well
 
 
 def _add_audited_rows(page: Content, report: Mapping[str, Any]) -> None:

@@ -159,4 +159,4 @@ def _short(value: float) -> str:
     if 1e-3 <= abs(value) < 1e5:
         return f"{value:.3g}"
     digits, exponent = f"{value:.1e}".split("e")
-    return f"{digits}e{int(exponent)}"
+    return f"{digits.removesuffix('.0')}e{int(exponent)}"

@@ -15,7 +15,7 @@ from learnables.entries import Entry
 from learnables.stats import Statistics, statistics
 from learnables.watching.encoding import Array
 from learnables.watching.gradient import Consumption, consumed, consumption, learning_rates
-from learnables.watching.observation import MOMENTS, Rows
+from learnables.watching.observation import BINS, MOMENTS, Filled, Rows
 from learnables.watching.sentinel import Sentinel
 
 _HALF = {torch.float16: 10.0, torch.bfloat16: 7.0}  # binary digits of the mantissa
@@ -256,19 +256,24 @@ class Packed:
         )
 
     def _rows(self, seen: Statistics) -> dict[str, Rows]:
-        found: dict[str, Rows] = {}
+        moments: dict[str, dict[str, Array]] = {}
+        histograms: dict[str, Array] = {}
         start = 0
         for quantity, indices in self._where:
             part = seen[start : start + len(indices)]
             start += len(indices)
-            if quantity not in found:
-                found[quantity] = _no_rows(self._total, part.histogram is not None)
-            rows = found[quantity]
+            whole = moments.setdefault(quantity, _no_moments(self._total))
             for name in MOMENTS:
-                rows.moments[name][indices] = getattr(part, name).numpy()
-            if rows.histogram is not None and part.histogram is not None:
-                rows.histogram[indices] = part.histogram.numpy()
-        return found
+                whole[name][indices] = getattr(part, name).numpy()
+            if part.histogram is not None:
+                empty = np.zeros((self._total, BINS), np.int64)
+                histograms.setdefault(quantity, empty)[indices] = part.histogram.numpy()
+        return {
+            quantity: Rows(
+                whole, Filled.of(histograms[quantity]) if quantity in histograms else None
+            )
+            for quantity, whole in moments.items()
+        }
 
     def _column(self, values: Mapping[int, float]) -> Array:
         column = np.full(self._total, np.nan)
@@ -276,12 +281,12 @@ class Packed:
         return column
 
 
-def _no_rows(total: int, histogram: bool) -> Rows:
+def _no_moments(total: int) -> dict[str, Array]:
     whole = ("count", "zeros", "nonfinite")
     moments = {name: np.zeros(total, np.int64 if name in whole else np.float64) for name in MOMENTS}
     moments["min"] = np.full(total, math.inf)
     moments["max"] = np.full(total, -math.inf)
-    return Rows(moments, np.zeros((total, 512), np.int64) if histogram else None)
+    return moments
 
 
 def _row(values: Iterable[Tensor], home: torch.device) -> Tensor:

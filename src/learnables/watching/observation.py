@@ -14,23 +14,59 @@ BINS = 512  # sign × biased exponent of float32: bin 256·(x < 0) + exponent
 
 
 @dataclass(frozen=True, eq=False)
+class Filled:
+    """The bins of histograms that are not empty, row after row: a hundredth of all.
+
+    Attributes:
+        lengths: How many of them each row has, shape (P,).
+        bins: Which, shape (n,).
+        counts: What is in them, shape (n,).
+    """
+
+    lengths: Array
+    bins: Array
+    counts: Array
+
+    @property
+    def rows(self) -> Array:
+        """The row of each bin, shape (n,)."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    @classmethod
+    def of(cls, histogram: Array) -> "Filled":
+        """Those of a histogram of shape (P, 512)."""
+        row, bins = np.nonzero(histogram)
+        lengths = np.bincount(row, minlength=len(histogram))
+        return cls(lengths.astype(np.uint16), bins.astype(np.uint16), histogram[row, bins])
+
+
+@dataclass(frozen=True, eq=False)
 class Rows:
     """Statistics of one quantity, one row per parameter; ``count`` 0 where there was none.
 
     Attributes:
         moments: The fields of `learnables.statistics` but the histogram, each of shape (P,); those
             of the finite values, with NaN and ±inf only counted.
-        histogram: Counts by sign and exponent, shape (P, 512); None where not taken.
+        filled: Counts by sign and exponent; None where not taken.
     """
 
     moments: Mapping[str, Array]
-    histogram: Array | None = None
+    filled: Filled | None = None
 
     def __getattr__(self, name: str) -> Array:
         try:
             return self.__dict__["moments"][name]  # type: ignore[no-any-return]
         except KeyError:
             raise AttributeError(name) from None
+
+    @property
+    def histogram(self) -> Array | None:
+        """Counts by sign and exponent, shape (P, 512); built at each call."""
+        if self.filled is None:
+            return None
+        whole = np.zeros((len(self.filled.lengths), BINS), np.int64)
+        whole[self.filled.rows, self.filled.bins] = self.filled.counts
+        return whole
 
     @cached_property
     def present(self) -> Array:
@@ -99,12 +135,10 @@ def to_arrays(observation: Observation) -> dict[str, Array]:
         for name in MOMENTS:
             if name != "absmax":  # the larger of max and -min
                 arrays[f"{quantity}.{name}"] = _small(rows.moments[name])
-        if rows.histogram is not None:
-            row, bins = np.nonzero(rows.histogram)
-            lengths = np.bincount(row, minlength=len(rows.histogram))
-            arrays[f"{quantity}.filled"] = lengths.astype(np.uint16)
-            arrays[f"{quantity}.bins"] = bins.astype(np.uint16)
-            arrays[f"{quantity}.counts"] = _small(rows.histogram[row, bins])
+        if rows.filled is not None:
+            arrays[f"{quantity}.filled"] = rows.filled.lengths
+            arrays[f"{quantity}.bins"] = rows.filled.bins
+            arrays[f"{quantity}.counts"] = _small(rows.filled.counts)
     for name, column in observation.columns.items():
         arrays[f"column.{name}"] = column.astype(np.float32)
     arrays["norms"] = observation.norms.astype(np.float32)
@@ -119,14 +153,12 @@ def from_arrays(arrays: Mapping[str, Array]) -> tuple[dict[str, Rows], dict[str,
         if f"{quantity}.count" not in arrays:
             continue
         moments = {name: arrays[f"{quantity}.{name}"] for name in MOMENTS if name != "absmax"}
-        moments["absmax"] = np.maximum(0.0, np.maximum(moments["max"], -moments["min"]))
-        histogram = None
+        moments["absmax"] = np.maximum(np.abs(moments["max"]), np.abs(moments["min"]))
+        moments["absmax"][~np.isfinite(moments["absmax"])] = 0.0  # of no finite value
+        filled = None
         if f"{quantity}.filled" in arrays:
-            lengths = arrays[f"{quantity}.filled"]
-            histogram = np.zeros((len(lengths), BINS), np.int64)
-            row = np.repeat(np.arange(len(lengths)), lengths)
-            histogram[row, arrays[f"{quantity}.bins"]] = arrays[f"{quantity}.counts"]
-        rows[quantity] = Rows(moments, histogram)
+            filled = Filled(*(arrays[f"{quantity}.{key}"] for key in ("filled", "bins", "counts")))
+        rows[quantity] = Rows(moments, filled)
     columns = {
         key.removeprefix("column."): value
         for key, value in arrays.items()

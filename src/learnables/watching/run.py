@@ -266,17 +266,12 @@ def _read(path: Path, damage: list[str]) -> dict[str, list[_Row]]:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    quoted = path.absolute().as_uri()
-    try:
-        database = sqlite3.connect(f"{quoted}?mode=ro", uri=True, timeout=5.0)
-        database.execute("PRAGMA trusted_schema = OFF")
-        database.execute("SELECT 1 FROM sqlite_master").fetchone()
-    except sqlite3.OperationalError:
-        # A folder that cannot be written has no place for the log's index; nobody writes there.
-        if path.with_name(path.name + "-wal").exists():
-            raise
-        database = sqlite3.connect(f"{quoted}?mode=ro&immutable=1", uri=True)
-        database.execute("PRAGMA trusted_schema = OFF")
+    # Without a log beside it nobody writes the file, for a database is never opened again; as
+    # immutable it is read without locks and log, so also from a folder that cannot be written.
+    closed = not path.with_name(path.name + "-wal").exists()
+    how = "mode=ro&immutable=1" if closed else "mode=ro"
+    database = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=5.0)
+    database.execute("PRAGMA trusted_schema = OFF")
     database.text_factory = lambda raw: raw.decode("utf-8", "surrogatepass")
     return database
 

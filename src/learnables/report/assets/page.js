@@ -13,8 +13,11 @@
     if (text) node.textContent = text;
     return node;
   };
-  const short = (x) => (x === null || x === undefined || Number.isNaN(x) ? "–" : x === 0 ? "0"
-    : Math.abs(x) >= 1e-3 && Math.abs(x) < 1e5 ? String(+x.toPrecision(3)) : String(+x.toPrecision(2)).includes("e") ? String(+x.toPrecision(2)) : x.toExponential(1));
+  const short = (x) => {
+    if (x === null || x === undefined || Number.isNaN(x)) return "–";
+    if (x === 0 || (Math.abs(x) >= 1e-3 && Math.abs(x) < 1e5)) return String(+x.toPrecision(3));
+    return x.toExponential(1).replace(".0e", "e").replace("e+", "e");
+  };
 
   // --- numbers ------------------------------------------------------------------------------
 
@@ -80,7 +83,7 @@
       scales: { x: { time: false }, y: log ? { distr: 3, range } : {} },
       axes: [
         { ...axis, space: 70, size: 26, gap: 4 },
-        { ...axis, size: 50, gap: 6, splits: log ? () => decades(low, high) : undefined, values: (_, ticks) => ticks.map(short) },
+        { ...axis, size: 50, gap: 6, splits: log ? () => decades(low, high) : undefined, filter: (_, ticks) => ticks, values: (_, ticks) => ticks.map(short) },
       ],
       series: [{}].concat(series.map((s, i) => ({
         label: s.label, stroke: css(`--series-${i % 4}`), dash: dashes[i % 4], width: 1.6, spanGaps: true, points: { show: steps.length < 2 },
@@ -181,18 +184,20 @@
 
   const limits = [[-9, "fp8 e4m3: smallest"], [-14, "fp16: normal from here"], [-24, "fp16: smallest"], [-126, "bf16, fp32: normal from here"], [16, "fp16: largest"]];
   function heat(canvas, [low, high, at], steps, title) {
-    const shades = figures[at], rows = high - low + 3, times = steps.length;
+    const rows = high - low + 3, times = steps.length;
+    const share = (row, x) => figures[at][row * times + x]; // 0 for none, 1..40 in half doublings
+    const shade = (row, x) => (share(row, x) ? Math.round((share(row, x) / 40) * 255) : -1);
     const left = 46, bottom = 20, top = 6, gap = 5, line = 11;
     const [pen, width, height] = prepare(canvas);
     const inner = height - top - bottom - 2 * (gap + line), wide = width - left;
-    const picture = cells(times, rows - 2, (x, y) => shades[x * rows + rows - 2 - y] || -1, "heat");
+    const picture = cells(times, rows - 2, (x, y) => shade(rows - 2 - y, x), "heat");
     pen.fillStyle = css("--heat-0");
     pen.fillRect(left, top, wide, line);
     pen.fillRect(left, top + line + gap, wide, inner);
     pen.fillRect(left, height - bottom - line, wide, line);
-    pen.drawImage(cells(times, 1, (x) => shades[x * rows + rows - 1] || -1, "ratio"), left, top, wide, line);
+    pen.drawImage(cells(times, 1, (x) => shade(rows - 1, x), "ratio"), left, top, wide, line);
     pen.drawImage(picture, left, top + line + gap, wide, inner);
-    pen.drawImage(cells(times, 1, (x) => shades[x * rows] || -1, "heat"), left, height - bottom - line, wide, line);
+    pen.drawImage(cells(times, 1, (x) => shade(0, x), "heat"), left, height - bottom - line, wide, line);
     pen.fillStyle = css("--soft");
     pen.textAlign = "right";
     pen.textBaseline = "middle";
@@ -228,7 +233,7 @@
     const means = [];
     for (const x of [0, times - 1]) {
       let best = 0, k = low;
-      for (let y = low; y <= high; y++) if (shades[x * rows + 1 + y - low] > best) [best, k] = [shades[x * rows + 1 + y - low], y];
+      for (let y = low; y <= high; y++) if (share(1 + y - low, x) > best) [best, k] = [share(1 + y - low, x), y];
       means.push(k);
     }
     canvas.setAttribute("role", "img");

@@ -37,6 +37,7 @@ class JSONLines(Sink):
         o = observation
         head = {"type": "observation", "step": o.step, "time": o.time, "stage": o.stage}
         for quantity, rows in o.rows.items():
+            histogram = rows.histogram
             for i in np.flatnonzero(rows.present):
                 line: dict[str, Any] = {**head, "skipped": o.skipped, "name": o.names[i]}
                 line["quantity"] = quantity
@@ -44,9 +45,9 @@ class JSONLines(Sink):
                 line |= {name: rows.moments[name][i].item() for name in MOMENTS}
                 if quantity == "update":
                     line["ratio"] = float(o.ratio[i])
-                if rows.histogram is not None:
-                    filled = np.flatnonzero(rows.histogram[i])
-                    line["histogram"] = {str(k): int(rows.histogram[i, k]) for k in filled}
+                if histogram is not None:
+                    filled = np.flatnonzero(histogram[i])
+                    line["histogram"] = {str(k): int(histogram[i, k]) for k in filled}
                 self._write(line)
         for name, column in o.columns.items():
             for i in np.flatnonzero(~np.isnan(column)):

@@ -40,14 +40,16 @@ class TensorBoard(Sink):
         """Histograms of weight, gradient and update; norms and the update ratio as scalars."""
         step, when = observation.step, observation.time
         for quantity, rows in observation.rows.items():
+            histogram = rows.histogram
             for i in np.flatnonzero(rows.present):
                 tag = tensorboard_tag(observation.names[i])
                 self._scalar(f"{quantity}_norm/{tag}", float(rows.norm[i]), step, when)
                 bad = int(rows.moments["nonfinite"][i])
                 if bad:
                     self._scalar(f"{quantity}_nonfinite/{tag}", bad, step, when)
-                if rows.histogram is not None:
-                    self._histogram(f"{quantity}/{tag}", rows, int(i), step, when)
+                if histogram is not None:
+                    limits, counts = buckets(histogram[i], rows, int(i))
+                    self._histogram(f"{quantity}/{tag}", rows, int(i), limits, counts, step, when)
         for i in np.flatnonzero(np.isfinite(observation.ratio)):
             tag = tensorboard_tag(observation.names[i])
             self._scalar(f"update_ratio/{tag}", float(observation.ratio[i]), step, when)
@@ -65,9 +67,16 @@ class TensorBoard(Sink):
     def _scalar(self, tag: str, value: float, step: int, when: float | None) -> None:
         self._writer.add_scalar(tag, value, step, walltime=when)
 
-    def _histogram(self, tag: str, rows: Rows, i: int, step: int, when: float) -> None:
-        assert rows.histogram is not None
-        limits, counts = buckets(rows.histogram[i], rows, i)
+    def _histogram(
+        self,
+        tag: str,
+        rows: Rows,
+        i: int,
+        limits: list[float],
+        counts: list[int],
+        step: int,
+        when: float,
+    ) -> None:
         if not counts:
             return
         self._writer.add_histogram_raw(
