@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -145,8 +146,8 @@ def _loop(
     losses: list[Tensor] = []
     measured: Measured | None = None
     begun = saved = time.monotonic()
-    step = done
-    while step < job.steps:
+    step, stop = done, False
+    while step < job.steps and not stop:
         losses.append(job.step(step))
         step += 1
         ends_epoch = step % job.steps_per_epoch == 0 or step == job.steps
@@ -162,15 +163,13 @@ def _loop(
                 )
             display.step(step, loss)
             watcher.log_scalars(step, {"loss/train": loss, "lr": job.rate(step - 1)})
-            losses = []
-            if crew.any(interrupt.requested):
-                break
+            losses, stop = [], crew.any(interrupt.requested)
         if ends_epoch:
             measured = job.measure()
             epoch = math.ceil(step / job.steps_per_epoch)
             display.epoch(epoch, measured.accuracy)
             watcher.log_scalars(step, {"accuracy/test": measured.accuracy})
-            if crew.leads and time.monotonic() - saved >= config.save_seconds:
+            if crew.leads and not stop and time.monotonic() - saved >= config.save_seconds:
                 _save_if_possible(job, folder, step, display)
                 saved = time.monotonic()
     if measured is None and step == job.steps:  # a run that had finished before
@@ -273,14 +272,14 @@ class Job:
 
     def _batch(self, step: int) -> tuple[Tensor, Any]:
         """The images of a step over all processes, and what happens to each."""
-        count = self.config.batch_size
+        size = self.config.batch_size
         epoch, at = divmod(step, self.steps_per_epoch)
         if self._order[0] != epoch:
             rng = np.random.default_rng([self.config.seed, _ORDER, epoch])
             self._order = epoch, torch.from_numpy(rng.permutation(len(self.images.train)))
-        rows = self._order[1][at * count : (at + 1) * count]
+        rows = self._order[1][at * size : (at + 1) * size]
         rng = np.random.default_rng([self.config.seed, _AUGMENT, step])
-        return rows, self.augmentation.draw(count, rng)
+        return rows, self.augmentation.draw(size, rng)
 
     def _seed(self, step: int) -> int:
         sequence = np.random.SeedSequence([self.config.seed, _STEP, step, self.crew.rank])
@@ -319,15 +318,13 @@ class Job:
     def audit(self, done: int) -> Report:
         """Observe some real steps, and put everything back as it was."""
         self.model.train()
-        first = min(done, self.steps - 1)
-        upcoming = iter(range(first, first + 1_000_000))
-        # Not at step 0, whose learning rate is too small to tell a step from rounding.
-        warm = max(first, round(self.config.warmup * self.steps))
+        # Not from step 0, whose learning rate is too small to tell a step from rounding.
+        upcoming = count(max(done, round(self.config.warmup * self.steps)))
         copies = None if self.average is None else {"average": self.average}
         return audit(
             self.model,
             self.optimizer,
-            lambda: self.step(warm + next(upcoming) - first),
+            lambda: self.step(next(upcoming)),
             scaler=self.scaler if self.scaler.is_enabled() else None,
             ddp=self.ddp,
             copies=copies,
