@@ -1,5 +1,9 @@
 """Run every Python block of the Markdown pages; give doctests the names that readers expect."""
 
+import os
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 from sybil import Sybil
@@ -11,11 +15,25 @@ import learnables
 torch.set_num_threads(1)
 _NAMES = {"torch": torch, "nn": nn, "ln": learnables}
 
+
+def _enter_page(namespace: dict[str, object]) -> None:
+    """What a page writes goes into a folder of its own."""
+    torch.manual_seed(0)
+    namespace.update(_NAMES, _home=Path.cwd(), _folder=tempfile.TemporaryDirectory())
+    os.chdir(namespace["_folder"].name)
+
+
+def _leave_page(namespace: dict[str, object]) -> None:
+    os.chdir(namespace["_home"])
+    namespace["_folder"].cleanup()
+
+
 pytest_collect_file = Sybil(
     parsers=[PythonCodeBlockParser(), SkipParser()],
     patterns=["*.md"],
     excludes=["docs/en/rules/*"],  # their examples fail on purpose; tests/auditing runs them
-    setup=lambda namespace: (torch.manual_seed(0), namespace.update(_NAMES)),
+    setup=_enter_page,
+    teardown=_leave_page,
 ).pytest()
 
 
