@@ -34,6 +34,7 @@ check: $(READY) ## lint, format, types, layers, generated pages
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python docs/generate.py --check
 
 docs: $(READY) ## write the generated pages again (rules)
 	$(BIN)/python docs/generate.py

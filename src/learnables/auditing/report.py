@@ -10,6 +10,7 @@ from learnables.auditing import writers
 from learnables.auditing.evidence import Amount, Evidence
 from learnables.auditing.rule import SEVERITIES, Finding
 from learnables.errors import AuditFailed
+from learnables.watching.sinks.escape import visible
 
 
 @dataclass(frozen=True)
@@ -46,13 +47,47 @@ class ParameterRow:
 
 
 @final
+class ParameterTable(list[ParameterRow]):
+    """The rows of ``report.parameters``; printed, they are a table."""
+
+    _HEAD = ("", "shape", "value", "gradient", "update", "ratio", "moved")
+
+    def __str__(self) -> str:
+        """One line a parameter: ‖value‖ and ‖gradient‖ first → last, ‖update‖, ratio, moves."""
+        lines = [self._HEAD, *map(_cells, self)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self._HEAD))]
+        return "\n".join(
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in lines
+        )
+
+
+def _cells(row: ParameterRow) -> tuple[str, ...]:
+    def number(x: float | None) -> str:
+        return "-" if x is None else f"{x:.3g}"
+
+    def pair(first: float | None, last: float | None) -> str:
+        return number(first) if first is last is None else f"{number(first)} → {number(last)}"
+
+    return (
+        visible(row.name),
+        "×".join(map(str, row.shape)) or "scalar",
+        pair(row.value_before, row.value_after),
+        pair(row.gradient_first, row.gradient_last),
+        number(row.update),
+        number(row.ratio),
+        str(row.moved),
+    )
+
+
+@final
 class Report:
     """The result of `ln.audit` and `ln.observe`.
 
     Attributes:
         findings: All findings, errors first, then warnings, then notes.
         skipped: Rule code → why it could not judge.
-        parameters: One `ParameterRow` per registered parameter.
+        parameters: One `ParameterRow` per registered parameter; printed, a table.
         not_restored: What the audit could not put back, in words.
         silenced: Finding → the reason it was declared to be meant.
         iterations: How many iterations were observed.
@@ -73,7 +108,7 @@ class Report:
         order = {severity: i for i, severity in enumerate(SEVERITIES)}
         self.findings = sorted(findings, key=lambda f: (order[f.severity or "note"], f.code))
         self.skipped = dict(skipped or {})
-        self.parameters = list(parameters)
+        self.parameters = ParameterTable(parameters)
         self.not_restored = list(not_restored)
         self.silenced = list(silenced)
         self.iterations = iterations

@@ -32,7 +32,7 @@ class Written(Protocol):
     findings: list[Finding]
     skipped: dict[str, str]
     silenced: list[tuple[Finding, str]]
-    parameters: list[Any]
+    parameters: Any
     not_restored: list[str]
     iterations: int
     crashed: BaseException | None
