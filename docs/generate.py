@@ -1,7 +1,6 @@
 """Write the pages that are made from docstrings: one per audit rule, and their index.
 
-    python docs/generate.py            write them
-    python docs/generate.py --check    exit with 1 if one is out of date
+``python docs/generate.py`` writes them; with ``--check`` it exits with 1 if one is out of date.
 """
 
 import sys
