@@ -1,4 +1,4 @@
-"""Make position_table.safetensors: what timm 1.0.31 makes of known position tables.
+"""Make position_table.safetensors: what timm 1.0.31 makes of known tables of positions.
 
 Run once with torch 2.13.0, torchvision 0.28.0 and timm 1.0.31 installed:
 
@@ -18,6 +18,8 @@ CASES = {  # name: source grid, target grid, prefix
     "5x9_10x18_2": ((5, 9), (10, 18), 2),
 }
 
+BIASES = {"relative_3x4_0": ((3, 4), 0), "relative_2x5_1": ((2, 5), 1)}  # name: window, prefix
+
 
 def table(source: tuple[int, int], prefix: int, dim: int = 4) -> torch.Tensor:
     """A rough but reproducible table: no random numbers, so that the source need not be stored."""
@@ -28,7 +30,7 @@ def table(source: tuple[int, int], prefix: int, dim: int = 4) -> torch.Tensor:
 
 def main() -> None:
     import timm
-    from timm.layers import resample_abs_pos_embed
+    from timm.layers import RelPosBias, resample_abs_pos_embed
 
     made = {
         name: resample_abs_pos_embed(
@@ -36,6 +38,11 @@ def main() -> None:
         ).contiguous()
         for name, (source, target, prefix) in CASES.items()
     }
+    for name, (window, prefix) in BIASES.items():
+        relative = RelPosBias(window, num_heads=4, prefix_tokens=prefix)
+        rows = relative.relative_position_bias_table
+        rows.data.copy_(table((1, len(rows)), 0)[0])
+        made[name] = relative.get_bias()[0].detach().contiguous()
     about = {"timm": timm.__version__, "torch": torch.__version__}
     save_file(made, Path(__file__).with_suffix(".safetensors"), metadata=about)
 

@@ -1,6 +1,10 @@
+import runpy
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 
 from learnables.errors import ShapeError
 from learnables.nn import (
@@ -10,6 +14,8 @@ from learnables.nn import (
     RelativeBias,
 )
 
+GOLDENS = Path(__file__).parents[1] / "goldens"
+MAKER = runpy.run_path(str(GOLDENS / "position_table.py"))
 WINDOWS = [(1, 1), (2, 2), (2, 3), (4, 1), (3, 5)]
 
 
@@ -45,6 +51,16 @@ def by_rows(relative: RelativeBias) -> torch.Tensor:
     y, x = torch.arange(height * width) // width, torch.arange(height * width) % width
     rows = (y[:, None] - y + height - 1) * (2 * width - 1) + x[:, None] - x + width - 1
     return relative.table[rows].permute(2, 0, 1)
+
+
+@pytest.mark.parametrize("name", MAKER["BIASES"])
+def test_timm_reads_the_same_table_the_same_way(name: str) -> None:
+    window, prefix = MAKER["BIASES"][name]
+    relative = RelativeBias(window, 4, prefix=prefix)
+    table = MAKER["table"]((1, len(relative.table)), 0)[0]
+    relative.load_state_dict({"table": table})
+    theirs = load_file(GOLDENS / "position_table.safetensors")[name]
+    torch.testing.assert_close(relative.bias().detach(), theirs, atol=0, rtol=0)
 
 
 def test_attention_accepts_the_bias_as_its_mask() -> None:
