@@ -1,7 +1,9 @@
 """Promises about the surface: what is exported, what importing costs, what the command line has."""
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
 import learnables as ln
 
@@ -34,8 +36,6 @@ def test_importing_brings_in_no_third_party_package_and_patches_nothing() -> Non
 
 
 def test_no_module_shares_its_name_with_a_public_function() -> None:
-    from pathlib import Path
-
     package = Path(ln.__file__).parent
     modules = {
         p.stem for p in package.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()
@@ -49,3 +49,16 @@ def test_the_command_line_prints_its_version() -> None:
         [sys.executable, "-m", "learnables", "version"], capture_output=True, text=True, check=True
     )
     assert done.stdout.startswith(f"learnables {ln.__version__}, torch ")
+
+
+def test_type_checkers_see_every_public_name() -> None:
+    tree = ast.parse(Path(ln.__file__).read_text("utf-8"))
+    typed = {
+        alias.asname
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for line in block.body
+        if isinstance(line, ast.ImportFrom)
+        for alias in line.names
+    }
+    assert typed == set(ln.__all__)

@@ -35,6 +35,11 @@ _PACKAGES = ("dynamic", "init", "nn", "sets", "sparse")
 __all__ = [*_HOME, *_PACKAGES]
 
 if TYPE_CHECKING:
+    from learnables import dynamic as dynamic
+    from learnables import init as init
+    from learnables import nn as nn
+    from learnables import sets as sets
+    from learnables import sparse as sparse
     from learnables.auditing.intent import Intent as Intent
     from learnables.auditing.intent import Loaded as Loaded
     from learnables.auditing.run import audit as audit
