@@ -37,12 +37,9 @@ def on_parameter_registration(hook: Callable[[nn.Module, str, Any], Any]) -> Any
 
 
 def is_dtensor(x: object) -> bool:
-    """Whether ``x`` is a DTensor; never imports torch.distributed where it is absent."""
-    if not torch.distributed.is_available():
-        return False
-    from torch.distributed.tensor import DTensor
-
-    return isinstance(x, DTensor)
+    """Whether ``x`` is a DTensor; imports nothing: where the class is not loaded there is none."""
+    kind = getattr(sys.modules.get("torch.distributed.tensor"), "DTensor", None)
+    return kind is not None and isinstance(x, kind)
 
 
 def local(x: Tensor) -> Tensor:
