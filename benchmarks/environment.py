@@ -67,6 +67,7 @@ def paired(
     rounds: int = 15,
     seconds: float = 10.0,
     clock: Callable[[], float] = time.process_time,
+    prepare: Callable[[], object] | None = None,
 ) -> dict[str, Timing]:
     """Time every task against ``baseline``, in turns, so that noise hits both alike.
 
@@ -81,6 +82,7 @@ def paired(
         clock: ``time.process_time`` counts the CPU seconds of all threads and is blind to
             waiting: right for one thread on a busy machine. Use ``time.perf_counter`` for
             several threads, processes and disks.
+        prepare: Called untimed before every run, of the baseline too: puts values back.
     """
     timings: dict[str, Timing] = {}
     bases: list[float] = []
@@ -91,7 +93,7 @@ def paired(
         spent = 0.0
         gc.collect()
         while len(pairs) < rounds and (len(pairs) < 3 or spent < seconds):
-            pair = (_time(baseline, clock), _time(task, clock))
+            pair = (_time(baseline, clock, prepare), _time(task, clock, prepare))
             pairs.append(pair)
             spent += sum(pair)
         bases += [base for base, _ in pairs]
@@ -110,7 +112,11 @@ def save(name: str, rows: Any, **more: Any) -> Path:
     return path
 
 
-def _time(task: Callable[[], object], clock: Callable[[], float]) -> float:
+def _time(
+    task: Callable[[], object], clock: Callable[[], float], prepare: Callable[[], object] | None
+) -> float:
+    if prepare is not None:
+        prepare()
     start = clock()
     task()
     return clock() - start

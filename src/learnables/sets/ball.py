@@ -1,12 +1,13 @@
 """Vectors of bounded length."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from learnables.sets.base import KEPT_NONFINITE, Set, length, positive
+from learnables.sets.base import KEPT_NONFINITE, Set, can_look, length, positive
 
 
 @final
@@ -56,6 +57,9 @@ class Ball(Set):
     def enforce(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Two passes."""
         norm = length(x, keepdim=True)
+        scale = (self.radius / norm).clamp_max(1)
+        if can_look(x) and float(norm.amax()) < math.inf:
+            return x * scale, torch.zeros(x.shape[:-1], dtype=torch.uint8)
         finite = norm.isfinite()
-        value = x * torch.where((norm > self.radius) & finite, self.radius / norm, 1)
+        value = x * torch.where(finite, scale, 1)
         return value, (~finite).squeeze(-1).to(torch.uint8) * KEPT_NONFINITE

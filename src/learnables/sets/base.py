@@ -185,11 +185,14 @@ class Set(ABC):
         Returns:
             The new value, and a status for each point (0, or one of the constants above).
         """
+        if self.point_ndim == 0:  # NaN passes through by itself
+            return self.nearest(x), (x != x).view(torch.uint8) * KEPT_NONFINITE
         good = finite_points(x, self.point_ndim)
+        status = (~per_point(good, self.point_ndim)).view(torch.uint8) * KEPT_NONFINITE
+        if can_look(x) and not bool(status.any()):
+            return self.nearest(x), status
         safe = x if self.point_ndim < 2 else x.masked_fill(~good, 0)
-        value = torch.where(good, self.nearest(safe), x)
-        flat = per_point(good, self.point_ndim)
-        return value, (~flat).to(torch.uint8) * KEPT_NONFINITE
+        return torch.where(good, self.nearest(safe), x), status
 
     def accept(self, x: Tensor) -> None:
         """Refuse a tensor that cannot hold points of this set; its values are not looked at.
@@ -251,12 +254,22 @@ def _full_precision(device: torch.device) -> Iterator[None]:
             torch.set_float32_matmul_precision(allowed)
 
 
+def can_look(x: Tensor) -> bool:
+    """Whether the host may read a value of ``x`` without waiting for a device or a compiler."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def finite_points(x: Tensor, point_ndim: int) -> Tensor:
     """Whether each point has only finite numbers; dimensions of a point are kept with size 1."""
-    finite = x.isfinite()
-    if point_ndim == 0:
-        return finite
-    return finite.all(-1, True) if point_ndim == 1 else finite.all(-1, True).all(-2, True)
+    if point_ndim == 0 or x.numel() == 0:
+        finite = x.isfinite()
+        return finite.all(-1, True) if point_ndim else finite
+    if x.is_complex():
+        return finite_points(torch.view_as_real(x), point_ndim + 1).squeeze(-1)
+    # The extremes of a row are finite exactly where all of it is: several times faster.
+    low, high = torch.aminmax(x.flatten(x.ndim - point_ndim), dim=-1)
+    good = low.isfinite() & high.isfinite()
+    return good.reshape(good.shape + (1,) * point_ndim)
 
 
 def per_point(x: Tensor, point_ndim: int) -> Tensor:

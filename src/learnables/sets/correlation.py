@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from learnables.sets.base import Set, need_square
+from learnables.sets.base import Set, can_look, need_square
 from learnables.sets.spectral import divided_differences
 
 _STEPS = 40
@@ -107,7 +107,7 @@ def _jacobian(s: Tensor, v: Tensor) -> Callable[[Tensor], Tensor]:
 
 def _conjugate_gradients(times: Callable[[Tensor], Tensor], right: Tensor) -> Tensor:
     """Solve ``J h = right`` for symmetric positive J; as many steps as there are unknowns."""
-    seen = right.device.type == "cpu" and not torch.compiler.is_compiling()
+    seen = can_look(right)
     solution, left = torch.zeros_like(right), right.clone()
     direction, size = left.clone(), left.square().sum(-1, keepdim=True)
     goal = 1e-24 * size
@@ -128,7 +128,7 @@ def _conjugate_gradients(times: Callable[[Tensor], Tensor], right: Tensor) -> Te
 
 def _solve(x: Tensor) -> Tensor:
     """Minimise ``½‖(x + diag y)₊‖² − Σy``, smooth and convex."""
-    seen = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    seen = can_look(x)
     y = 1 - x.diagonal(dim1=-2, dim2=-1)
     goal = 1e-13 * x.shape[-1] * (1 + x.abs().amax((-2, -1), keepdim=True).squeeze(-1))
     for _ in range(_STEPS):

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from learnables.sets.base import Set, need_square
+from learnables.sets.base import Set, can_look, need_square
 
 _STEPS = 60
 _HALVINGS = 30
@@ -91,7 +91,7 @@ def _newton(kept: Tensor, sums: Tensor) -> Tensor:
 def _solve(x: Tensor) -> Tensor:
     """Minimise ``½‖max(x + a + b, 0)‖² − Σa − Σb``, smooth and convex, over (a, b)."""
     n = x.shape[-1]
-    seen = x.device.type == "cpu" and not torch.compiler.is_compiling()
+    seen = can_look(x)
     # Start from the projection onto the sums alone.
     a = (1 - x.sum(-1)) / n
     b = (1 - x.sum(-2)) / n - a.mean(-1, keepdim=True)

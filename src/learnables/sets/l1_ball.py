@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from learnables.sets.base import Set, positive
-from learnables.sets.simplex import support
+from learnables.sets.simplex import threshold
 
 
 @final
@@ -49,7 +49,7 @@ class L1Ball(Set):
         size = x.abs()
         far = size.sum(-1, keepdim=True) > self.radius
         with torch.no_grad():
-            kept = support(size, self.radius)
+            kept = size - size.amax(-1, keepdim=True) > threshold(size, self.radius)
         total = torch.where(kept, size, 0).sum(-1, keepdim=True)
         shift = (total - self.radius) / kept.sum(-1, keepdim=True)
         shrunk = torch.where(kept, (size - shift).clamp_min(0), 0) * x.sign()

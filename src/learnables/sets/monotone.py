@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from learnables.sets.base import Set
+from learnables.sets.base import Set, can_look
 
 
 @final
@@ -52,7 +52,7 @@ class Monotone(Set):
 
 def blocks(x: Tensor) -> Tensor:
     """For each entry, the number of the block whose mean it takes in the rising projection."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
+    if not can_look(x):
         return _blocks_by_bounds(x)
     block = torch.arange(x.shape[-1]).expand(x.shape).contiguous()
     while True:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from learnables._torch import has_fast_bf16, symmetric_product
-from learnables.sets.base import ABOVE_TOLERANCE, KEPT_DEGENERATE, KEPT_NONFINITE
+from learnables.sets.base import ABOVE_TOLERANCE, KEPT_DEGENERATE, KEPT_NONFINITE, can_look
 
 #: Sums a Gram matrix over the ranks that hold the other rows.
 Total = Callable[[Tensor], Tensor]
@@ -43,9 +43,7 @@ def orthonormalised(x: Tensor, total: Total | None = None) -> tuple[Tensor, Tens
         the small square of E as one). On a CPU the number of passes follows the data; where the
         host must not look (accelerators, compilers) there are always two.
     """
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return _unseen(x, total)
-    return _seen(x, total)
+    return _seen(x, total) if can_look(x) else _unseen(x, total)
 
 
 def defect(x: Tensor, total: Total | None = None) -> Tensor:

@@ -6,7 +6,7 @@ from typing import ClassVar, final
 import torch
 from torch import Tensor
 
-from learnables.sets.base import Set, positive
+from learnables.sets.base import KEPT_NONFINITE, Set, can_look, positive
 
 
 @final
@@ -50,7 +50,7 @@ class Simplex(Set):
     def nearest(self, x: Tensor) -> Tensor:
         """``max(x − τ, 0)`` with the τ that makes the sum right."""
         with torch.no_grad():
-            kept = support(x, self.total)
+            kept = x - x.amax(-1, keepdim=True) > threshold(x, self.total)
         count = kept.sum(-1, keepdim=True)
         shift = (torch.where(kept, x, 0).sum(-1, keepdim=True) - self.total) / count
         return torch.where(kept, (x - shift).clamp_min(0), 0)
@@ -59,33 +59,41 @@ class Simplex(Set):
         """The larger of the error of the sum and the most negative entry."""
         return torch.maximum((x.sum(-1) - self.total).abs(), (-x).amax(-1).clamp_min(0))
 
+    def enforce(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without what only gradients need."""
+        shift = threshold(x, self.total)
+        bad = ~shift.isfinite()
+        value = (x - x.amax(-1, keepdim=True)).sub_(shift).clamp_min_(0)
+        if not (can_look(x) and not bool(bad.any())):
+            value = torch.where(bad, x, value)
+        return value, bad.squeeze(-1).view(torch.uint8) * KEPT_NONFINITE
 
-def support(x: Tensor, total: float) -> Tensor:
-    """Which entries stay positive in the projection onto the simplex, as booleans."""
-    if x.device.type != "cpu" or torch.compiler.is_compiling():
-        return _support_by_sorting(x, total)
-    # f(τ) = Σ max(x − τ, 0) − total is convex and falls; from a τ with f(τ) ≥ 0 Newton's steps
-    # only climb, and end after finitely many because each one drops entries or is the last.
+
+def threshold(x: Tensor, total: float) -> Tensor:
+    """``τ − max x`` with ``Σ max(x − τ, 0) = total``; shape ``(..., 1)``, NaN where x is."""
     largest = x.amax(-1, keepdim=True)
     x = x - largest  # sums of what is kept are then of the size of `total`
-    threshold = torch.full_like(largest, -total)
-    before = -1
+    if not can_look(x):
+        return _threshold_by_sorting(x, total)
+    # f(τ) = Σ max(x − τ, 0) − total is convex and falls; from a τ with f(τ) ≥ 0 Newton's steps
+    # only climb, and end after finitely many because each one drops entries or is the last.
+    # Comparisons that make floats are several times faster than those that make booleans.
+    shift, before = torch.full_like(largest, -total), -1.0
+    over, positive = torch.empty_like(x), torch.empty_like(x)
     while True:
-        kept = x > threshold
-        count = kept.sum(-1, keepdim=True)
-        remaining = int(count.sum())
-        if remaining == before or remaining == 0:
-            return kept
+        torch.sub(x, shift, out=over).clamp_min_(0)
+        count = torch.gt(over, 0, out=positive).sum(-1, keepdim=True)
+        # Rounding may say that f is negative by now; a step down could go round in circles.
+        shift += ((over.sum(-1, keepdim=True) - total) / count).clamp_min_(0)
+        remaining = float(count.sum(dtype=torch.float64))
+        if remaining == before:
+            return shift
         before = remaining
-        climbed = (torch.where(kept, x, 0).sum(-1, keepdim=True) - total) / count.clamp_min(1)
-        threshold = torch.maximum(threshold, climbed)
 
 
-def _support_by_sorting(x: Tensor, total: float) -> Tensor:
+def _threshold_by_sorting(x: Tensor, total: float) -> Tensor:
     u = x.sort(dim=-1, descending=True).values
-    u = u - u[..., :1]
     excess = u.cumsum(-1) - total
     rank = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
     count = (u * rank > excess).sum(-1, keepdim=True).clamp_min(1)
-    shift = excess.gather(-1, count - 1) / count
-    return x - x.amax(-1, keepdim=True) > shift
+    return excess.gather(-1, count - 1) / count

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learnables.errors import ConstraintError
-from learnables.sets.base import KEPT_DEGENERATE, KEPT_NONFINITE, Set
+from learnables.sets.base import KEPT_DEGENERATE, KEPT_NONFINITE, Set, can_look
 from learnables.sets.polar import Total
 from learnables.sets.spectral import map_singular_values
 
@@ -95,8 +95,7 @@ def enforce_band(
         gram = total(gram)
     finite = gram.isfinite().all(-1).all(-1)
     status = (~finite).to(torch.uint8) * KEPT_NONFINITE
-    seen = x.device.type == "cpu" and not torch.compiler.is_compiling()
-    if low == 0 and seen and bool((gram.abs().sum(-1).amax() <= high**2).all()):
+    if low == 0 and can_look(x) and bool((gram.abs().sum(-1).amax() <= high**2).all()):
         return x, status  # λmax ≤ ‖G‖∞
     # The Gram squares the condition number; in double precision it stays harmless.
     gram = gram.masked_fill(~finite[..., None, None], 0)

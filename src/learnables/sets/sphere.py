@@ -1,12 +1,13 @@
 """Vectors of one length."""
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
-from learnables.sets.base import KEPT_DEGENERATE, KEPT_NONFINITE, Set, length, positive
+from learnables.sets.base import KEPT_DEGENERATE, KEPT_NONFINITE, Set, can_look, length, positive
 
 
 @final
@@ -68,9 +69,14 @@ class Sphere(Set):
     def enforce(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Two passes; a zero row stays zero and is reported."""
         norm = length(x, keepdim=True)
-        usable = (norm > 0) & norm.isfinite()
-        value = x * torch.where(usable, self.radius / norm, 1)
-        status = norm.isfinite().logical_not() * KEPT_NONFINITE + (norm == 0) * KEPT_DEGENERATE
+        scale = self.radius / norm
+        if can_look(x):
+            low, high = torch.aminmax(norm)
+            if float(low) > 0 and float(high) < math.inf:
+                return x * scale, torch.zeros(x.shape[:-1], dtype=torch.uint8)
+        finite = norm.isfinite()
+        value = x * torch.where((norm > 0) & finite, scale, 1)
+        status = ~finite * KEPT_NONFINITE + (norm == 0) * KEPT_DEGENERATE
         return value, status.squeeze(-1).to(torch.uint8)
 
 
