@@ -1,7 +1,7 @@
 """Every private or version-dependent torch name that we use, behind a plain one of ours."""
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -141,6 +141,12 @@ def distribute_like(value: Tensor, like: Tensor) -> Tensor:
 
 INTERNALS_OF_MODULES = frozenset(nn.Module().__dict__)
 """Names in the ``__dict__`` of every module: registries, hooks, flags."""
+
+
+def registered(module: nn.Module, name: str) -> Tensor | None:
+    """The Parameter that ``module`` itself registers under ``name``; also of scripted modules."""
+    found: Mapping[str, Tensor | None] = module._parameters
+    return found[name] if name in found else None  # noqa: SIM401 - theirs has no get
 
 
 def is_uninitialised(x: Tensor) -> bool:
@@ -337,6 +343,11 @@ def chain_to_leaf(x: Tensor) -> tuple[Tensor, list[str]] | None:
         if node.name() == "torch::autograd::AccumulateGrad":
             return node.variable, calls  # type: ignore[attr-defined]
     return None
+
+
+def identity_of_graph(x: Tensor) -> int:
+    """A number that no other graph of this thread has; -1 for a leaf."""
+    return -1 if x.grad_fn is None else int(x.grad_fn._sequence_nr())
 
 
 def reduction_of(loss: Tensor) -> str:

@@ -8,6 +8,7 @@ from learnables.auditing.example import example_scope, run_example
 from learnables.auditing.rule import FAMILIES, SEVERITIES, Rule, load_rules
 from learnables.auditing.run import audit
 
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch itself warns of some of the examples
 RULES = list(load_rules().values())
 SECTIONS = ["Why it matters", "Example", "Use instead", "When to silence it"]
 each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.code)

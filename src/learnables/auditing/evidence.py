@@ -182,6 +182,8 @@ class Look:
         changes: For each phase in which the value changed, by how much: in the ``forward`` (before
             the first backward), ``between`` backward and step, by the ``step``, ``after`` it.
         same_object: The name still stands for the same Parameter as when the audit began.
+        back_at_start: At the first backward the value was, bit for bit, what it had been before the
+            first observed iteration, although the step of the last iteration had changed it.
     """
 
     used: bool | None
@@ -194,6 +196,7 @@ class Look:
     value: Amount | None
     changes: Mapping[Phase, Amount]
     same_object: bool
+    back_at_start: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,6 +273,10 @@ class Evidence:
         endings: For each entry without a useful gradient, where its path ends, if it was traced.
         shifts: For entries that are only ever added to something and whose gradient looked small:
             |Σ gradient| ÷ Σ |gradient|; near the machine precision nothing depends on them.
+        removed: Identities of parameters behind which a call follows that removes a shift: a
+            softmax, a normalisation.
+        written: Identity of a Parameter → ``file:line`` that last wrote into it in place, outside
+            the optimizer.
         functions: The user's autograd Functions that were applied.
         first: A copy of the first value, for entries and held tensors within the memory budget.
         last: A copy of the last value, likewise.
@@ -298,6 +305,8 @@ class Evidence:
     called: Mapping[int, set[tuple[bool, bool]]] = field(default_factory=dict)
     endings: Mapping[Entry, Ending] = field(default_factory=dict)
     shifts: Mapping[Entry, float] = field(default_factory=dict)
+    removed: frozenset[int] = frozenset()
+    written: Mapping[int, str] = field(default_factory=dict)
     functions: tuple[FunctionSeen, ...] = ()
     first: Mapping[Tensor, Tensor] = field(default_factory=dict)
     last: Mapping[Tensor, Tensor] = field(default_factory=dict)
@@ -401,6 +410,10 @@ class Evidence:
     def ever(self, entry: Entry | Held, *what: str) -> bool:
         """Whether any look has one of these boolean attributes, e.g. ``"reached"``."""
         return any(getattr(look, name) for look in self.looks_at(entry) for name in what)
+
+    def shift_is_removed(self, entry: Entry) -> bool:
+        """Whether a softmax or a normalisation follows on what the parameter is added to."""
+        return id(entry.param) in self.removed
 
     def is_poisoned(self, iteration: int) -> bool:
         """Whether some value was NaN or infinite when an iteration began: then all may be."""

@@ -10,6 +10,7 @@ import sys
 import types
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from learnables._torch import is_uninitialised, parts_of, storage_key
 from learnables.auditing.reach import LARGEST_CONTAINER, Found, has_open_dict, reach
 
 BUDGET = 4 << 30
+_REGISTRIES = ("_parameters", "_buffers", "_modules")  # nobody types these
 
 
 class Memory:
@@ -36,12 +38,14 @@ class Memory:
         self._tensors: dict[int, _Tensor] = {}
         self._storages: dict[tuple[str, int], _Storage] = {}
         self._unchecked: list[Callable[[], str | None]] = []
+        self._lazy: dict[int, Callable[[], str | None]] = {}
         self._budget = budget
         self._random = random_states()
         for name, root in roots.items():
             owned = isinstance(root, (nn.Module, Optimizer))
             for found in reach(root, name, internals=True):
-                self._remember(found, owned=owned)
+                path = tuple(part for part in found.path if part not in _REGISTRIES)
+                self._remember(replace(found, path=path), owned=owned)
 
     def restore(self) -> list[str]:
         """Put everything back; returns what could not be, in words.
@@ -55,7 +59,7 @@ class Memory:
         lost = [text for storage in self._storages.values() if (text := storage.restore())]
         for tensor in self._tensors.values():
             tensor.restore_grad()
-        lost += [text for check in self._unchecked if (text := check())]
+        lost += [text for check in [*self._unchecked, *self._lazy.values()] if (text := check())]
         restore_random_states(self._random)
         return lost
 
@@ -86,7 +90,7 @@ class Memory:
         if id(x) in self._tensors:
             return
         if is_uninitialised(x):
-            self._unchecked.append(_lazy_check(x, name))
+            self._lazy.setdefault(id(x), _lazy_check(x, name))
             return
         self._tensors[id(x)] = _Tensor(x)
         for part in parts_of(x):

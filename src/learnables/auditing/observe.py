@@ -15,6 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from learnables._torch import (
     clip_module,
+    identity_of_graph,
     is_dtensor,
     is_uninitialised,
     leaves_of,
@@ -23,6 +24,7 @@ from learnables._torch import (
     on_optimizer_step,
     on_parameter_registration,
     reduction_of,
+    registered,
     sequence_now,
 )
 from learnables.auditing.evidence import (
@@ -146,6 +148,8 @@ class Observer:
             in_the_middle: Part of it may be over, so that its graph may be older than this call.
         """
         self._backwards = self._steps = 0
+        if self.iteration:
+            self._watch_newcomers()
         self._sequence = 0 if in_the_middle else sequence_now()
         for slot in self.slots:
             slot.begin()
@@ -241,6 +245,17 @@ class Observer:
         """For each watched thing, one look per iteration."""
         return {slot.thing: tuple(slot.looks) for slot in self.slots}
 
+    def _watch_newcomers(self) -> None:
+        """Parameters under names that the audit did not find when it began: made on first use."""
+        known = {(id(p.owner), p.local_name) for e in self.survey.entries for p in e.places}
+        for entry in self.survey.all_entries():
+            if any((id(p.owner), p.local_name) in known for p in entry.places):
+                continue
+            self.survey.entries.append(entry)
+            self._watch(entry)
+            if self.trace is not None:
+                self.trace.follow(entry.param)
+
     def _watch(self, thing: Entry | Held) -> None:
         tensor = thing.param if isinstance(thing, Entry) else thing.tensor
         if is_uninitialised(tensor) or tensor.device.type == "meta":
@@ -305,6 +320,7 @@ class Observer:
             if not self._backwards:
                 for slot in self.slots:
                     slot.compare("forward")
+                    slot.look_back(self.iteration)
             self._backwards += 1
             arrived: dict[Tensor, Amount] = {}
             self._open_backward = arrived
@@ -331,6 +347,7 @@ class Observer:
                 loss=float(roots[0].detach()) if roots and roots[0].numel() == 1 else None,
                 reduction=reduction_of(roots[0]) if len(roots) == 1 else "unknown",
                 scaled=any(id(root) in self._scaled for root in roots),
+                root_ids=tuple(map(identity_of_graph, roots)),
             )
             return result
 
@@ -529,7 +546,13 @@ class Observer:
     def _step_event(self, optimizer: Optimizer) -> Event:
         params = _params_of(optimizer)
         lrs = {id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]}
-        return self._event("step", optimizer, params, lrs={k: float(v) for k, v in lrs.items()})
+        return self._event(
+            "step",
+            optimizer,
+            params,
+            lrs={k: float(v) for k, v in lrs.items()},
+            by_scaler="scaler" in self._inside,
+        )
 
     def _consume(self, optimizer: Optimizer, event: Event | None = None) -> None:
         """Take what lies in ``.grad`` now, and the values before the step."""
@@ -574,7 +597,7 @@ class Observer:
             self.trace.paused -= 1
 
     def _registered(self, module: nn.Module, name: str, param: Tensor | None) -> None:
-        old = module._parameters.get(name)
+        old = registered(module, name)
         if param is not None and old is not param and "forward" not in self._inside:
             self._event("register", module, [param], name=name, old=old)
 
@@ -635,6 +658,7 @@ class _Slot:
 
     def _clean(self) -> None:
         self.is_happy = False
+        self.is_back = False
         self.accumulated: Amount | None = None
         self.reached = False
         self.arrived = 0
@@ -660,7 +684,7 @@ class _Slot:
         """The tensor that the name stands for at this moment."""
         thing = self.thing
         if isinstance(thing, Entry):
-            return thing.owner._parameters.get(thing.local_name)
+            return registered(thing.owner, thing.local_name)
         owner, local_name = thing.owner, thing.name.rpartition(".")[2]
         if owner is None or thing.kind not in ("attribute", "buffer"):
             return self.tensor
@@ -699,6 +723,12 @@ class _Slot:
             difference = x - self.last if x.dtype != torch.bool else x ^ self.last
             self.changes[phase] = amount_of(difference)
             self.last.copy_(x)
+
+    def look_back(self, iteration: int) -> None:
+        """At the first backward: whether a step has moved the value and it is back at its start."""
+        moved = bool(self.looks) and "step" in self.looks[-1].changes
+        if iteration and moved and self.first is not None and self.last is not None:
+            self.is_back = self.first.shape == self.last.shape and same_bits(self.first, self.last)
 
     def late_phase(self, backwards: int) -> Phase:
         """The phase between the last observed point and now."""
@@ -768,6 +798,7 @@ class _Slot:
                 value,
                 dict(self.changes),
                 current is self.tensor,
+                self.is_back,
             )
         )
 
@@ -791,12 +822,17 @@ def _much_smaller_than_siblings(slots: Iterable[_Slot]) -> list[Tensor]:
     for slot in slots:
         if isinstance(slot.thing, Entry) and slot.gradient is not None:
             by_owner.setdefault(id(slot.thing.owner), []).append(slot)
+    largest = max((_size(s) for group in by_owner.values() for s in group), default=0.0)
     return [
         slot.tensor
         for group in by_owner.values()
         for slot in group
-        if slot.gradient.absmax < 1e-3 * max(s.gradient.absmax for s in group)  # type: ignore[union-attr]
+        if _size(slot) < 1e-3 * max(map(_size, group)) or _size(slot) < 1e-4 * largest
     ]
+
+
+def _size(slot: _Slot) -> float:
+    return slot.gradient.absmax if slot.gradient is not None else 0.0
 
 
 def _is_cleared(p: Tensor) -> bool:

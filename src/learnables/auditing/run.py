@@ -201,6 +201,8 @@ def _evidence(
         looks=observer.looks(),
         endings=observer.endings,
         shifts=observer.shifts,
+        written=observer.trace.written if observer.trace is not None else {},
+        removed=frozenset(observer.trace.removed if observer.trace is not None else ()),
         functions=observer.functions,
         batch_size=observer.batch_size,
         called=observer.called,

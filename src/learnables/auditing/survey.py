@@ -49,6 +49,10 @@ class Survey:
         self.optimizers.append(OptimizerSeen(optimizer, groups, name, given))
         return self.optimizers[-1]
 
+    def all_entries(self) -> list[Entry]:
+        """Every Parameter that is registered now."""
+        return _all_entries(self)
+
     @property
     def known(self) -> set[int]:
         """Identities of all tensors that have a name already."""

@@ -12,6 +12,7 @@ a value lives on without graph. A parameter without a useful gradient then has o
   look, with hooks on the results that depend on it, names the call that returns nothing useful.
 """
 
+import re
 import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -50,6 +51,9 @@ _QUIET, _TO_PYTHON, _VIEWS, _ADDITIVE, _WITH_BIAS = (
     frozenset(names.split())
     for names in (_QUIET_NAMES, _TO_PYTHON_NAMES, _VIEW_NAMES, _ADDITIVE_NAMES, _WITH_BIAS_NAMES)
 )
+
+
+_REMOVES_SHIFT = re.compile("softmax|_norm$|attention|cross_entropy|nll_loss|std|var")
 
 
 class Record:
@@ -97,6 +101,8 @@ class Trace(TorchFunctionMode):
         self.endings: dict[int, Ending] = {}
         self._stale: dict[int, Ending] = {}
         self.shifts: dict[int, float] = {}
+        self.removed: set[int] = set()
+        self.written: dict[int, str] = {}
         self.functions: dict[type, tuple[Any, str | None]] = {}
         self._suspects = 0
         self._bit = {id(p): 1 << i for i, p in enumerate(self.params)}
@@ -134,6 +140,11 @@ class Trace(TorchFunctionMode):
         if self.is_on:
             remove_function_mode(self)
         self.is_on = False
+
+    def follow(self, param: Tensor) -> None:
+        """Follow a Parameter more."""
+        self._bit[id(param)] = 1 << len(self.params)
+        self.params.append(param)
 
     def follow_state(self, x: Tensor) -> None:
         """Follow the value that ``x``, which asks for no gradient, has as the iteration begins."""
@@ -220,6 +231,8 @@ class Trace(TorchFunctionMode):
         alive = [x for x in outs if x.requires_grad]
         code, line = _users_frame()
         record = Record(name, code, line, bits if alive else 0, dead)
+        if kind == _IN_PLACE and inputs:
+            self._note_writing(inputs[0], record)
         for x in inputs:
             known = self._of.get(id(x))
             if known is not None and not (kind == _IN_PLACE and x is inputs[0]):
@@ -233,6 +246,16 @@ class Trace(TorchFunctionMode):
         for x in outs:
             if record.bits or record.dead:
                 self._remember(x, record)
+
+    def _note_writing(self, x: Tensor, record: Record) -> None:
+        """Who writes into a Parameter, itself or by way of ``.data``."""
+        own = self._bit.get(id(x), 0)
+        entry = self._of.get(id(x))
+        if not own and entry is not None and entry[1].op in ("data", "detach"):
+            index = self._cut_index.get((entry[1].op, entry[1].code, entry[1].line))
+            own = self._cuts[index][1] if index is not None else 0
+        if own and own & (own - 1) == 0 and record.location is not None:
+            self.written[id(self.params[own.bit_length() - 1])] = record.location
 
     def _cut(self, record: Record, bits: int) -> int:
         if not torch.is_grad_enabled() and record.op not in ("data", "detach"):
@@ -447,6 +470,8 @@ class Trace(TorchFunctionMode):
         uses = [r for r in self._records if r.own & bit or r.shift & bit]
         if own is None or not uses or any(not r.shift & bit or r.gradient is None for r in uses):
             return
+        if any(r.bits & bit and _REMOVES_SHIFT.search(r.op) for r in self._records):
+            self.removed.add(id(param))
         total = sum(r.gradient[2] for r in uses if r.gradient is not None)
         if total > 0:
             self.shifts[id(param)] = max(self.shifts.get(id(param), 0.0), own[2] / total)

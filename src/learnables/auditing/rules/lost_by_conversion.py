@@ -7,7 +7,7 @@ from learnables.auditing.evidence import Evidence, Stage
 from learnables.auditing.rule import Finding, rule
 
 
-@rule("LRN102", needs=Stage.MODEL)
+@rule("LRN102", needs=Stage.MODEL, subsumes=("LRN3", "LRN412"))
 def lost_by_conversion(evidence: Evidence) -> Iterator[Finding]:
     """An attribute that holds the result of a call on a Parameter that nobody registers.
 

@@ -50,11 +50,11 @@ def missing_from_optimizer(evidence: Evidence) -> Iterator[Finding]:
 
 
 def _is_meant(evidence: Evidence, entry: Entry) -> bool:
-    """A teacher that is averaged by hand, or a module of somebody else that nothing trains."""
+    """A teacher that is averaged by hand, or somebody else's module in evaluation mode."""
     looks = evidence.looks_at(entry)
     reached = any(look.reached for look in looks)
     if evidence.is_found(entry):
-        return not reached
+        return not reached or not entry.owner.training
     by_hand = any(set(look.changes) - {"step"} for look in looks)
     return bool(looks) and by_hand and not reached
 

@@ -45,7 +45,8 @@ def no_backward(evidence: Evidence) -> Iterator[Finding]:
 
     The parameters are updated without gradients, by a rule or by evolution.
     """
-    if evidence.iterations and not evidence.happened("backward", "grad"):
+    filled = any(look.gradient for looks in evidence.looks.values() for look in looks)
+    if evidence.iterations and not evidence.happened("backward", "grad") and not filled:
         trainable = [entry.name for entry in evidence.trainable()]
         yield Finding(
             what="no backward is called",

@@ -1,8 +1,8 @@
 """LRN301: a gradient arrives at every trainable parameter."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from learnables.auditing.evidence import Ending, Evidence, Stage
+from learnables.auditing.evidence import Ending, Evidence, Look, Stage
 from learnables.auditing.rule import Finding, rule
 from learnables.entries import Entry
 
@@ -56,7 +56,7 @@ def no_gradient(evidence: Evidence) -> Iterator[Finding]:
     """
     for entry in evidence.trainable():
         looks = evidence.looks_at(entry)
-        if not looks or any(look.arrived for look in looks):
+        if not looks or any(look.arrived for look in looks) or _is_given_by_hand(looks):
             continue
         if evidence.is_found(entry) or _is_moved_by_hand(evidence, entry):
             continue
@@ -68,6 +68,11 @@ def no_gradient(evidence: Evidence) -> Iterator[Finding]:
             wanted="a gradient in at least one of them",
             location=ending.location if ending else None,
         )
+
+
+def _is_given_by_hand(looks: Sequence[Look]) -> bool:
+    """``.grad`` is filled from ``torch.autograd.grad`` or ``torch.func.grad``."""
+    return any(look.stepped and look.gradient is not None for look in looks)
 
 
 def _is_moved_by_hand(evidence: Evidence, entry: Entry) -> bool:

@@ -43,7 +43,7 @@ def repeated_module(evidence: Evidence) -> Iterator[Finding]:
                 continue
             items = list(stack)
             for before, after in pairwise(items):
-                if before is not after or id(after) in reported:
+                if not _is_one(before, after) or id(after) in reported:
                     continue
                 family = set(map(id, after.modules()))
                 held = [e for e in evidence.entries if any(id(p.owner) in family for p in e.places)]
@@ -54,11 +54,16 @@ def repeated_module(evidence: Evidence) -> Iterator[Finding]:
                 yield Finding(
                     what="one module stands several times in a row in a list of modules",
                     where=names,
-                    found=f"{sum(m is after for m in items)} of {len(items)} items of "
+                    found=f"{sum(_is_one(m, after) for m in items)} of {len(items)} items of "
                     f"{name or 'the model'} are the same {type(after).__name__}",
                     wanted="a module for each place",
                     severity="note" if all(map(evidence.library_of, held)) else None,
                 )
+
+
+def _is_one(a: nn.Module, b: nn.Module) -> bool:
+    """The same module, or a shallow copy of it, which shares the registry of its Parameters."""
+    return a is b or (bool(a._parameters) and a._parameters is b._parameters)
 
 
 def _is_meant(evidence: Evidence, names: list[str]) -> bool:

@@ -39,7 +39,7 @@ def round_off_gradient(evidence: Evidence) -> Iterator[Finding]:
     ## When to silence it
 
     The layer is kept as it is for the sake of old checkpoints. In modules that an installed
-    library wrote this is a note.
+    library wrote, and where it is the loss that cancels it, this is a note.
     """
     for entry in evidence.trainable():
         share = evidence.shifts.get(entry)
@@ -51,5 +51,5 @@ def round_off_gradient(evidence: Evidence) -> Iterator[Finding]:
             where=list(entry.names),
             found=f"|Σ gradient| / Σ |gradient| = {share:.1e}",
             wanted=f"> {_CANCELS[entry.dtype]:g}",
-            severity="note" if library else None,
+            severity="note" if library or not evidence.shift_is_removed(entry) else None,
         )

@@ -8,7 +8,7 @@ from learnables.auditing.rule import Finding, rule
 from learnables.entries import Entry
 
 
-@rule("LRN701", needs=Stage.MODEL, subsumes=("LRN4",))
+@rule("LRN701", needs=Stage.MODEL, subsumes=("LRN4", "LRN703"))
 def shared_memory(evidence: Evidence) -> Iterator[Finding]:
     """Two Parameters that are different objects over the same memory.
 
