@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learnables._torch import own_view
 from learnables.errors import LearnablesError, ShapeError
-from learnables.sparse import reference
+from learnables.sparse import kernels
 from learnables.sparse.layout import Index, Layout
 
 
@@ -127,7 +127,7 @@ def _run_product(
     out_features: int,
 ) -> Tensor:
     index = Index(row_starts, columns, column_starts, rows, order)
-    return reference.product(x, weight, index, out_features, bias)
+    return kernels.product(x, weight, index, out_features, bias)
 
 
 def _run_transposed(
@@ -141,7 +141,7 @@ def _run_transposed(
     in_features: int,
 ) -> Tensor:
     index = Index(row_starts, columns, column_starts, rows, order)
-    return reference.transposed_product(g, weight, index, in_features)
+    return kernels.transposed_product(g, weight, index, in_features)
 
 
 def _run_sampled(
@@ -156,7 +156,7 @@ def _run_sampled(
     q: int,
 ) -> Tensor:
     index = Index(row_starts, columns, column_starts, rows, order)
-    return reference.sampled_product(g, x, index, (p, q))
+    return kernels.sampled_product(g, x, index, (p, q))
 
 
 def _save_product(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
