@@ -269,10 +269,11 @@ def own_share(x: Tensor) -> Tensor:
     return x if torch.distributed.get_rank() == 0 else x.new_empty(0)
 
 
-def is_last_pre_hook(optimizer: torch.optim.Optimizer, handle: Any) -> bool:
-    """Whether the step pre-hook of ``handle`` runs after all others of this optimizer."""
-    last: int = next(reversed(optimizer._optimizer_step_pre_hooks))
-    return last == int(handle.id)
+def pre_hooks_after(optimizer: torch.optim.Optimizer, handle: Any) -> list[Callable[..., Any]]:
+    """The step pre-hooks of this optimizer that run after that of ``handle``."""
+    hooks = optimizer._optimizer_step_pre_hooks
+    order = list(hooks)
+    return [hooks[key] for key in order[order.index(handle.id) + 1 :]]
 
 
 def make_last_pre_hook(optimizer: torch.optim.Optimizer, handle: Any) -> None:

@@ -238,6 +238,21 @@ class Judge:
             )
         )
 
+    def silent(self, step: int, last: int) -> Iterator[Alarm]:
+        """The alarm for a loop that goes on while the optimizer does not step."""
+        yield from self._tell(
+            Alarm(
+                kind="silent",
+                severity="error",
+                step=last,
+                name="",
+                what="the loop goes on, but the watched optimizer no longer steps",
+                found=f"numbers logged for step {step}, last optimizer step {last}",
+                wanted="the optimizer that trains the model",
+                mend="ln.watch(model, optimizer)",
+            )
+        )
+
     def _spike(self, o: Observation) -> Iterator[Alarm]:
         """A gradient far longer than those of the steps before it."""
         first = o.step - len(o.norms) + 1

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables._torch import is_dtensor, is_last_pre_hook, make_last_pre_hook, own_share
+from learnables._torch import is_dtensor, make_last_pre_hook, own_share, pre_hooks_after
 from learnables.entries import Entry, entries
 from learnables.errors import LearnablesError, warn
 from learnables.policy.kinds import kind_of
@@ -183,7 +183,10 @@ class Watcher:
         self._pending: _Pending | None = None
         self._resumed_at: float | None = None  # when training went on after our last work
         self._skips = 0  # steps that a scaler did not call
+        self._logged_since = 0  # numbers since the last step
         self._handles: dict[int, Any] = {}
+        self._afters: dict[int, Any] = {}  # post-hooks, which come and go
+        self._retired: list[Any] = []
         self._unwrap: Callable[[], None] = lambda: None
         self._sinks: list[Sink] = []
         self._store: Store | None = None
@@ -235,6 +238,9 @@ class Watcher:
         """Record numbers by name: a loss, an accuracy."""
         with self._failing_open():
             plain = {name: float(value) for name, value in values.items()}
+            self._logged_since += 1
+            if self._logged_since > 30 and step > self.step + 30 and self._handles:
+                self._raise(self._judge.silent(step, self.step))
             if self._store:
                 self._store.add_scalars(step, plain)
             for sink in self._sinks:
@@ -265,6 +271,11 @@ class Watcher:
             if self._handles and self._writes and self.governor.budget is not None:
                 print(self._cost(), file=sys.stderr)
         self._let_go()
+        for optimizer in self._optimizers:
+            self._remove_after(optimizer)
+        retired, self._retired = self._retired, []
+        for handle in retired:
+            handle.remove()
         self._announce()
 
     # --- inside the optimizer's step --------------------------------------------------------------
@@ -277,6 +288,7 @@ class Watcher:
     ) -> "_Step | None":
         if torch.compiler.is_compiling() or not self._handles:
             return None
+        self._remove_after(optimizer)
         begun = time.perf_counter()
         if self._resumed_at is not None:
             self.governor.stepped(begun - self._resumed_at)
@@ -286,6 +298,7 @@ class Watcher:
             if not self._shared:  # ranks that share a look must read it at the same step
                 self._drain()
             self._counts[id(optimizer)] += 1
+            self._logged_since = 0
             looks = self._opens(optimizer)
             if looks or self.governor.watches(self._counts[id(optimizer)]):
                 changed = self._look(optimizer, args, kwargs, looks, begun)
@@ -327,18 +340,17 @@ class Watcher:
             if not self._parts and self._rest:
                 self._parts.append(leftover(self._rest, self._wanted))
             part = begin(optimizer, held.entries, self._wanted)
-            if not is_last_pre_hook(optimizer, self._handles[id(optimizer)]):
+            if not self._is_last(optimizer):
                 part.stage += ", before other hooks"
             self._parts.append(part)
-        handles: list[Any] = []
 
         def after(optimizer: Optimizer, *_: object) -> None:
-            handles[0].remove()
             self._after(optimizer, held, step, part, spent)
 
         # Registered only now, so that it runs after everybody else's post-hooks: the update then
-        # includes what they project.
-        handles.append(optimizer.register_step_post_hook(after))
+        # includes what they project. It is taken off before the next step and not in itself,
+        # because torch walks the dict of hooks meanwhile, and would raise.
+        self._afters[id(optimizer)] = optimizer.register_step_post_hook(after)
         spent = time.perf_counter() - begun
         if closure is None:
             return None
@@ -360,9 +372,10 @@ class Watcher:
     ) -> None:
         begun = time.perf_counter()
         with self._failing_open(), torch.no_grad():
-            handle = self._handles.get(id(optimizer))
-            if handle is not None and not is_last_pre_hook(optimizer, handle):
-                make_last_pre_hook(optimizer, handle)
+            if not self._handles:
+                return
+            if not self._is_last(optimizer):
+                make_last_pre_hook(optimizer, self._handles[id(optimizer)])
             self._sighted(self._sentinel.after(step, held.indices, self._values(held)))
             if part is not None:
                 complete(part, self._wanted)
@@ -373,6 +386,16 @@ class Watcher:
         cost = spent + self._resumed_at - begun
         (self.governor.checked if part is None else self.governor.looked)(cost)
         self._announce()
+
+    def _is_last(self, optimizer: Optimizer) -> bool:
+        """Whether no hook but other watchers' can still change the gradient."""
+        later = pre_hooks_after(optimizer, self._handles[id(optimizer)])
+        return all(isinstance(getattr(hook, "__self__", None), Watcher) for hook in later)
+
+    def _remove_after(self, optimizer: Optimizer) -> None:
+        handle = self._afters.pop(id(optimizer), None)
+        if handle is not None:
+            handle.remove()
 
     def _check_gradients(self, step: int, optimizer: Optimizer, held: "_Held") -> None:
         gradients = [p.grad for p in held.params]
@@ -512,9 +535,9 @@ class Watcher:
             print(warning, file=sys.stderr)
 
     def _let_go(self) -> None:
-        handles, self._handles = self._handles, {}
-        for handle in handles.values():
-            handle.remove()
+        """Stop looking. The hooks stay, and do nothing: this may be inside one of them."""
+        self._retired += self._handles.values()
+        self._handles = {}
         self._unwrap()
         self._looking_at, self._parts, self._pending = None, [], None
         sinks, self._sinks = self._sinks, []

@@ -20,6 +20,7 @@ from learnables.watching.encoding import Array, unpack
 from learnables.watching.observation import Observation, from_arrays
 from learnables.watching.schema import APPLICATION_ID, COLUMNS, VERSION, checksum
 from learnables.watching.store import newest
+from learnables.watching.wal import faults
 
 _Row: TypeAlias = "tuple[Any, ...]"  # whatever a file of unknown origin holds
 _FOREVER = float("inf")
@@ -258,11 +259,13 @@ def _read(path: Path, damage: list[str]) -> dict[str, list[_Row]]:
             database.execute("BEGIN")  # one snapshot for all tables
             _check_version(database, path)
             tally = _tally(database, path, damage)
-            return {t: _rows(database, t, tally.get(t), path, damage) for t in COLUMNS}
+            rows = {t: _rows(database, t, tally.get(t), path, damage) for t in COLUMNS}
     except sqlite3.Error as error:
         raise RunError(
             "the run database is damaged", where=str(path), found=f"SQLite says: {error}"
         ) from error
+    damage += faults(path.with_name(path.name + "-wal"))
+    return rows
 
 
 def _connect(path: Path) -> sqlite3.Connection:

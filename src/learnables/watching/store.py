@@ -214,6 +214,7 @@ def _create(path: Path) -> sqlite3.Connection:
     database = sqlite3.connect(path, timeout=5.0, check_same_thread=False)
     database.execute("PRAGMA journal_mode = WAL")
     database.execute("PRAGMA synchronous = NORMAL")
+    database.execute("PRAGMA wal_autocheckpoint = 256")  # pages: a log of 1 MB is read quickly
     database.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     database.execute(f"PRAGMA user_version = {VERSION}")
     database.executescript(CREATE)
