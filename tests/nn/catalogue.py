@@ -1,6 +1,6 @@
-"""One small example of every component, and the table of docs/en/components.md made from them.
+"""One small example of every component, and the table of docs/*/components.md made from them.
 
-python -m tests.nn.catalogue        # rewrites the table in the page
+python -m tests.nn.catalogue        # rewrites the table in both pages
 """
 
 import inspect
@@ -17,7 +17,8 @@ import learnables.nn as components
 from learnables.entries import entries
 from learnables.nn import Component
 
-PAGE = Path(__file__).parents[2] / "docs" / "en" / "components.md"
+DOCS = Path(__file__).parents[2] / "docs"
+PAGES = [DOCS / language / "components.md" for language in ("en", "zh")]
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
@@ -219,6 +220,32 @@ RULES = {
 }
 
 
+CHINESE = {
+    "component": "组件",
+    "parameter": "参数",
+    "starts as": "初值",
+    "decays": "衰减",
+    "a checkpoint of another size": "另一种尺寸的检查点",
+    "source": "来源",
+    "no": "否",
+    "yes": "是",
+    "toward its start": "向初值",
+    "refused": "拒绝",
+    "bicubic, anti-aliased": "双三次，抗锯齿",
+    "resampled along its axis": "沿所在轴重采样",
+    "bicubic, anti-aliased, per head": "双三次，抗锯齿，逐头",
+    "trilinear": "三线性",
+    "surplus left out, missing drawn": "多的舍去，缺的抽取",
+}
+
+
+def written_in(page: Path) -> str:
+    """The table in the language of the page, whose folder names it."""
+    if page.parent.name == "en":
+        return table()
+    return re.sub(r"(?<=\| )[^|]+(?= \|)", lambda cell: CHINESE.get(cell[0], cell[0]), table())
+
+
 def documented(kind: type[Component]) -> dict[str, str]:
     """Parameter name → shape, from the Parameters section of the docstring."""
     page = inspect.getdoc(kind) or ""
@@ -232,10 +259,11 @@ def documented(kind: type[Component]) -> dict[str, str]:
 
 
 def main() -> None:
-    page = PAGE.read_text()
-    before, rest = page.split(BEGIN)
-    after = rest.split(END)[1]
-    PAGE.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}")
+    for page in PAGES:
+        before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+        after = rest.split(END)[1]
+        text = f"{before}{BEGIN}\n{written_in(page)}\n{END}{after}"
+        page.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

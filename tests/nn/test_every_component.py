@@ -4,12 +4,22 @@ import copy
 import inspect
 import pickle
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from tests.gloo import one_process_group
-from tests.nn.catalogue import BEGIN, ELSEWHERE, END, EXAMPLES, PAGE, Example, documented, table
+from tests.nn.catalogue import (
+    BEGIN,
+    ELSEWHERE,
+    END,
+    EXAMPLES,
+    PAGES,
+    Example,
+    documented,
+    written_in,
+)
 from torch import Tensor
 from torch.distributed.fsdp import fully_shard
 
@@ -180,9 +190,10 @@ def test_a_checkpoint_of_bare_tensors_loads(example: Example) -> None:
         assert torch.equal(ours, theirs)
 
 
-def test_the_page_is_up_to_date() -> None:
-    written = PAGE.read_text().split(BEGIN)[1].split(END)[0].strip()
-    assert written == table(), "run: python -m tests.nn.catalogue"
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.parent.name)
+def test_the_page_is_up_to_date(page: Path) -> None:
+    written = page.read_text(encoding="utf-8").split(BEGIN)[1].split(END)[0].strip()
+    assert written == written_in(page), "run: python -m tests.nn.catalogue"
 
 
 @pytest.fixture(scope="module")
