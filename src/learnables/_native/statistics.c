@@ -31,7 +31,6 @@ enum kind { FLOAT32, FLOAT64, FLOAT16, BFLOAT16 };
 
 #define INLINE static inline __attribute__((always_inline))
 #define SIGN 0x80000000u
-#define SIGN64 0x8000000000000000u
 
 /* The same memory is read as floats and as bits. */
 typedef uint32_t word __attribute__((may_alias));
@@ -57,81 +56,25 @@ enum { NO_TABLE = -2, EMPTY = -1 };
 /* ---- one block, in L1: moments ----------------------------------------------------------------- */
 
 INLINE void lower(double *x, double y) { *x = y < *x ? y : *x; }
-INLINE void raise(double *x, double y) { *x = y > *x ? y : *x; }
+INLINE void lift(double *x, double y) { *x = y > *x ? y : *x; }
 
-/* For float and double alike: the reductions of the bits, and what they tell. Where there is a
- * negative value, `umax` is the largest negative magnitude and `smin` the smallest; where there is
- * another, `smax` is the largest and `umin` the smallest of those. */
-#define READER(bits_of, real_type, unsigned_type, signed_type, sign, infinity)                     \
-  typedef struct {                                                                                 \
-    unsigned_type smin, smax, umin, umax;                                                          \
-  } span_of_##bits_of;                                                                             \
-                                                                                                   \
-  INLINE unsigned_type largest_##bits_of(span_of_##bits_of s) {                                    \
-    unsigned_type positive = s.smax & sign ? 0 : s.smax, negative = s.umax & sign ? s.umax & ~sign : 0; \
-    return positive > negative ? positive : negative;                                              \
-  }                                                                                                \
-                                                                                                   \
-  INLINE unsigned_type smallest_##bits_of(span_of_##bits_of s) {                                   \
-    unsigned_type positive = s.umin & sign ? ~sign : s.umin;                                       \
-    unsigned_type negative = s.smin & sign ? s.smin & ~sign : ~sign;                               \
-    return positive < negative ? positive : negative;                                              \
-  }                                                                                                \
-                                                                                                   \
-  INLINE double value_##bits_of(unsigned_type bits) {                                              \
-    real_type value;                                                                               \
-    memcpy(&value, &bits, sizeof value);                                                           \
-    return value;                                                                                  \
-  }                                                                                                \
-                                                                                                   \
-  INLINE span_of_##bits_of add_##bits_of(moments *out, const real_type *x, size_t m) {             \
-    const unsigned_type *bits = (const unsigned_type *)x;                                          \
-    double sum = 0, squares = 0;                                                                   \
-    signed_type smin = (signed_type)~sign, smax = (signed_type)sign;                               \
-    unsigned_type umin = ~(unsigned_type)0, umax = 0;                                              \
-    for (size_t k = 0; k < m; k++) {                                                               \
-      double value = x[k];                                                                         \
-      sum += value;                                                                                \
-      squares += value * value; /* exact where x is a float */                                     \
-      unsigned_type u = bits[k];                                                                   \
-      signed_type s = (signed_type)u;                                                              \
-      smin = s < smin ? s : smin;                                                                  \
-      smax = s > smax ? s : smax;                                                                  \
-      umin = u < umin ? u : umin;                                                                  \
-      umax = u > umax ? u : umax;                                                                  \
-    }                                                                                              \
-    span_of_##bits_of seen = {(unsigned_type)smin, (unsigned_type)smax, umin, umax};               \
-    if (largest_##bits_of(seen) < infinity) {                                                      \
-      out->sum += sum;                                                                             \
-      out->squares += squares;                                                                     \
-      lower(&out->min, value_##bits_of(umax & sign ? umax : umin));                                \
-      raise(&out->max, value_##bits_of(seen.smax & sign ? umin : seen.smax));                      \
-      if (smallest_##bits_of(seen) == 0) {                                                         \
-        uint32_t zeros = 0;                                                                        \
-        for (size_t k = 0; k < m; k++) zeros += (bits[k] & ~sign) == 0;                            \
-        out->zeros += zeros;                                                                       \
-      }                                                                                            \
-      return seen;                                                                                 \
-    }                                                                                              \
-    for (size_t k = 0; k < m; k++) { /* the slow road, past inf and NaN */                         \
-      if ((bits[k] & ~sign) >= infinity) {                                                         \
-        out->nonfinite++;                                                                          \
-        continue;                                                                                  \
-      }                                                                                            \
-      double value = x[k];                                                                         \
-      out->sum += value;                                                                           \
-      out->squares += value * value;                                                               \
-      lower(&out->min, value);                                                                     \
-      raise(&out->max, value);                                                                     \
-      out->zeros += value == 0;                                                                    \
-    }                                                                                              \
-    return seen;                                                                                   \
-  }
+#define NAME(x) x##_float32
+#define REAL real
+#define WORD word
+#define SIGNED int32_t
+#define NEGATIVE SIGN
+#define INF 0x7f800000u
+#include "statistics_reader.h"
 
-READER(float32, real, word, int32_t, SIGN, 0x7f800000u)
-READER(float64, real64, word64, int64_t, SIGN64, 0x7ff0000000000000u)
+#define NAME(x) x##_float64
+#define REAL real64
+#define WORD word64
+#define SIGNED int64_t
+#define NEGATIVE 0x8000000000000000u
+#define INF 0x7ff0000000000000u
+#include "statistics_reader.h"
 
-/* ---- other dtypes, as the bits of floats ------------------------------------------------------- */
+/* ---- other dtypes, as the bits of floats ----------------------------------------------------- */
 
 /* The exponent of a double brought into 0..255, and its sign: all that the histogram looks at. */
 INLINE word narrowed(uint32_t high_half) {
@@ -145,8 +88,8 @@ INLINE void narrow_float64(const word *halves, size_t m, word *bits) {
 }
 
 /* Narrowing keeps the order of the bits, so it maps the reductions to the reductions. */
-INLINE span_of_float32 narrow_span(span_of_float64 s) {
-  return (span_of_float32){narrowed(s.smin >> 32), narrowed(s.smax >> 32), narrowed(s.umin >> 32),
+INLINE span_float32 narrow_span(span_float64 s) {
+  return (span_float32){narrowed(s.smin >> 32), narrowed(s.smax >> 32), narrowed(s.umin >> 32),
                            narrowed(s.umax >> 32)};
 }
 
@@ -230,7 +173,7 @@ INLINE void count_low(uint32_t *bins, const word *bits, size_t m, int base) {
     if ((bits[k] & ~SIGN) - 1 < limit - 1) bins[bits[k] >> 23]++; /* 0 - 1 is large */
 }
 
-INLINE void count(window *w, uint32_t *bins, const word *bits, size_t m, span_of_float32 s,
+INLINE void count(window *w, uint32_t *bins, const word *bits, size_t m, span_float32 s,
                   const char *ahead) {
   if (s.umin >> 23 == s.umax >> 23) {
     bins[s.umin >> 23] += (uint32_t)m;
@@ -262,7 +205,7 @@ INLINE void chunk(const char *data, size_t n, enum kind kind, moments *out, uint
     size_t m = n - i < BLOCK ? n - i : BLOCK;
     const char *here = data + i * size;
     const word *bits = buffer;
-    span_of_float32 s;
+    span_float32 s;
     if (kind == FLOAT64) {
       s = narrow_span(add_float64(out, (const real64 *)here, m));
       if (bins) narrow_float64((const word *)here, m, buffer);
@@ -294,7 +237,9 @@ VERSION(chunk_avx2, __attribute__((target("avx2,fma"))))
 #endif
 
 static version *best(int baseline) {
+  (void)baseline; /* where there is only one */
 #if defined(__x86_64__)
+  __builtin_cpu_init();
   if (!baseline && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
     return chunk_avx2;
 #endif
@@ -374,7 +319,7 @@ __attribute__((visibility("default"))) int learnables_statistics(
       all.sum += partial[i].sum;
       all.squares += partial[i].squares;
       lower(&all.min, partial[i].min);
-      raise(&all.max, partial[i].max);
+      lift(&all.max, partial[i].max);
       all.zeros += partial[i].zeros;
       all.nonfinite += partial[i].nonfinite;
     }
