@@ -241,6 +241,9 @@ class Problem:
     """A model with one orthogonal matrix, and a loss."""
 
     model: nn.Module
+    steps: int
+    rates: tuple[float, ...]
+    scales: tuple[float, ...]  # of the orthogonal matrix, relative to the rest
 
     def loss(self) -> Tensor:
         raise NotImplementedError
@@ -250,6 +253,8 @@ class Procrustes(Problem):
     """min ‖A X − B‖² over orthogonal X, which is known to reach 0."""
 
     steps = 300
+    rates = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
+    scales = (1.0,)
 
     def __init__(self) -> None:
         g = torch.Generator().manual_seed(0)
@@ -291,6 +296,8 @@ class CopyTask(Problem):
     """Five letters, a pause of ten, then write the letters: needs a memory without decay."""
 
     steps = 250
+    rates = (0.003, 0.01, 0.03)
+    scales = (0.1, 1.0, 10.0)
 
     def __init__(self) -> None:
         self.generator = torch.Generator().manual_seed(0)
@@ -305,9 +312,23 @@ class CopyTask(Problem):
         return nn.functional.cross_entropy(guess.flatten(0, 1), letters.flatten())
 
 
-def ours(how: str, momentum: bool = False) -> Callable[[Problem, float], Callable[[], None]]:
-    def start(problem: Problem, lr: float) -> Callable[[], None]:
-        optimizer = torch.optim.Adam(problem.model.parameters(), lr=lr)
+Step = Callable[[], None]
+Start = Callable[[Problem, float, float], Step]
+
+
+def adam(problem: Problem, lr: float, scale: float) -> torch.optim.Adam:
+    """Adam with ``lr · scale`` for the orthogonal matrix."""
+    parametrized = getattr(problem.model, "parametrizations", None)
+    mine = list((parametrized.w if parametrized is not None else problem.model).parameters())
+    mine = mine if parametrized is not None else [problem.model.w]
+    rest = [p for p in problem.model.parameters() if not any(p is q for q in mine)]
+    groups = [{"params": mine, "lr": lr * scale}, {"params": rest, "lr": lr}]
+    return torch.optim.Adam([group for group in groups if group["params"]])
+
+
+def ours(how: str, momentum: bool = False) -> Start:
+    def start(problem: Problem, lr: float, scale: float) -> Step:
+        optimizer = adam(problem, lr, scale)
         ln.constrain(
             problem.model, "w", ORTHOGONAL, how=how, optimizer=optimizer, momentum=momentum
         )
@@ -316,36 +337,38 @@ def ours(how: str, momentum: bool = False) -> Callable[[Problem, float], Callabl
     return start
 
 
-def on_access_start(problem: Problem, lr: float) -> Callable[[], None]:
+def on_access_start(problem: Problem, lr: float, scale: float) -> Step:
     ln.constrain(problem.model, "w", ORTHOGONAL, how="parametrize")
-    return torch.optim.Adam(problem.model.parameters(), lr=lr).step
+    return adam(problem, lr, scale).step
 
 
-def torch_start(kind: str) -> Callable[[Problem, float], Callable[[], None]]:
-    def start(problem: Problem, lr: float) -> Callable[[], None]:
+def torch_start(kind: str) -> Start:
+    def start(problem: Problem, lr: float, scale: float) -> Step:
         orthogonal(problem.model, "w", kind)
-        return torch.optim.Adam(problem.model.parameters(), lr=lr).step
+        return adam(problem, lr, scale).step
 
     return start
 
 
-def geotorch_start(problem: Problem, lr: float) -> Callable[[], None]:
+def geotorch_start(problem: Problem, lr: float, scale: float) -> Step:
     value = problem.model.w.detach().clone()
     geotorch.orthogonal(problem.model, "w")
     problem.model.w = value
-    return torch.optim.Adam(problem.model.parameters(), lr=lr).step
+    return adam(problem, lr, scale).step
 
 
-def geoopt_start(problem: Problem, lr: float) -> Callable[[], None]:
+def geoopt_start(problem: Problem, lr: float, scale: float) -> Step:
     value = problem.model.w.detach().clone()
-    problem.model.w = geoopt.ManifoldParameter(value, manifold=geoopt.EuclideanStiefel())
-    return geoopt.optim.RiemannianAdam(problem.model.parameters(), lr=lr).step
+    w = problem.model.w = geoopt.ManifoldParameter(value, manifold=geoopt.EuclideanStiefel())
+    rest = [p for p in problem.model.parameters() if p is not w]
+    groups = [{"params": [w], "lr": lr * scale}, {"params": rest, "lr": lr}]
+    return geoopt.optim.RiemannianAdam([g for g in groups if g["params"]], lr=lr).step
 
 
-def pogo_start(problem: Problem, lr: float) -> Callable[[], None]:
+def pogo_start(problem: Problem, lr: float, scale: float) -> Step:
     w = problem.model.w
     others = [p for p in problem.model.parameters() if p is not w]
-    theirs = POGO([w], pogo.VectorAdam(), lr=10 * lr, flatten_fn=lambda x: x[None])
+    theirs = POGO([w], pogo.VectorAdam(), lr=lr * scale, flatten_fn=lambda x: x[None])
     rest = torch.optim.Adam(others, lr=lr) if others else None
 
     def step() -> None:
@@ -356,7 +379,7 @@ def pogo_start(problem: Problem, lr: float) -> Callable[[], None]:
     return step
 
 
-METHODS: dict[str, Callable[[Problem, float], Callable[[], None]]] = {
+METHODS: dict[str, Start] = {
     "learnables, project": ours("project"),
     "learnables, tangent": ours("tangent"),
     "learnables, tangent + momentum": ours("tangent", momentum=True),
@@ -370,38 +393,38 @@ if POGO is not None:
         "geoopt RiemannianAdam": geoopt_start,
         "POGO(VectorAdam)": pogo_start,
     }
-RATES = (0.001, 0.003, 0.01, 0.03)
 
 
 def training(rows: Rows) -> None:
-    """The final loss at the best of four learning rates: the mean of the last ten steps."""
+    """The final loss at each method's best rates: the mean of the last ten steps."""
     for make in (Procrustes, CopyTask):
-        found = {}
         for name, start in METHODS.items():
-            results = {lr: train(make(), start, lr) for lr in RATES}
-            lr = min(results, key=lambda rate: results[rate][0])
-            found[name] = results[lr]
+            results = {
+                (lr, scale): train(make(), start, lr, scale)
+                for lr in make.rates
+                for scale in make.scales
+            }
+            (lr, scale), (loss, err) = min(results.items(), key=lambda item: item[1][0])
             rows.append(
                 {
                     "case": make.__name__,
                     "name": name,
                     "rate": lr,
-                    "loss": results[lr][0],
-                    "defect": results[lr][1],
-                    "all": {str(rate): loss for rate, (loss, _) in results.items()},
+                    "rate of the matrix": lr * scale,
+                    "loss": loss,
+                    "defect": err,
+                    "all": {f"{a:g}, {a * b:g}": found[0] for (a, b), found in results.items()},
                 }
             )
             print(
-                f"{make.__name__:14} {name:42} loss {found[name][0]:.2e} at lr {lr:g}, "
-                f"defect {found[name][1]:.1e}",
+                f"{make.__name__:14} {name:34} loss {loss:.2e} at {lr:g} (matrix {lr * scale:g}), "
+                f"defect {err:.1e}",
                 flush=True,
             )
 
 
-def train(
-    problem: Problem, start: Callable[[Problem, float], Callable[[], None]], lr: float
-) -> tuple[float, float]:
-    step, losses = start(problem, lr), []
+def train(problem: Problem, start: Start, lr: float, scale: float) -> tuple[float, float]:
+    step, losses = start(problem, lr, scale), []
     for _ in range(problem.steps):
         for p in problem.model.parameters():
             p.grad = None
