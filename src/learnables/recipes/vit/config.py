@@ -73,7 +73,7 @@ class Config:
     # the model
     patch_size: int = 2
     stem: Literal["patch", "conv"] = "conv"
-    dim: int = 48
+    dim: int = 64
     depth: int = 3
     heads: int = 4
     mlp_ratio: float = 2.0
@@ -95,7 +95,7 @@ class Config:
     mix_chance: float = 0.5
     padding: Literal["zeros", "border", "reflection"] = "zeros"
     # how it is trained
-    epochs: int = 40
+    epochs: int = 60
     batch_size: int = 64
     accumulate: int = 1
     lr: float = 2e-3
@@ -155,7 +155,6 @@ PRESETS: dict[str, dict[str, Any]] = {
     "fashion-mnist": {
         "data": "fashion-mnist",
         "patch_size": 4,
-        "dim": 64,
         "depth": 4,
         "rotate": 0.0,
         "scale": 0.0,
