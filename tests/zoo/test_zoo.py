@@ -23,7 +23,12 @@ NEEDS_INTENT = {
     "b106": "the load lies behind, and the checkpoint is not at hand",
     "b109": "the old table is not at hand",
     "b110": "the load lies behind, and the checkpoint is not at hand",
+    "b262": "nothing says that the zeros are a mask",
+    "b263": "nothing says that the rows are meant to stay",
+    "b264": "nothing says that the weight is meant to stay non-negative",
 }
+# Bugs with two victims, each with a finding of its own.
+TWO_SIDED = {"b215": "one network is stepped twice, the other never"}
 
 
 def number(path: Path) -> str:
@@ -47,10 +52,12 @@ def bugs(*without: str) -> list[Path]:
 
 
 @pytest.mark.parametrize("path", bugs(*OUT_OF_REACH), ids=show)
-def test_one_finding_names_the_culprit(path: Path) -> None:
+def test_one_finding_names_the_culprit_and_the_guilty_line(path: Path) -> None:
     found = outcome(path, "build")
     assert found.hits, found.report
-    assert len(found.loud) == 1, found.report
+    assert len(found.loud) == 1 or number(path) in TWO_SIDED, found.report
+    guilty = getattr(load(path), "GUILTY", "")
+    assert any(guilty in finding.quote for finding in found.hits), found.report
 
 
 @pytest.mark.parametrize("path", bugs(*OUT_OF_REACH, *NEEDS_INTENT), ids=show)
@@ -65,21 +72,15 @@ def test_what_is_said_to_be_out_of_reach_is(number_: str) -> None:
     assert not outcome(path, "build", blind=number_ in NEEDS_INTENT).hits
 
 
-@pytest.mark.parametrize("blind", [False, True], ids=["told", "blind"])
 @pytest.mark.parametrize("path", cases("b"), ids=show)
-def test_the_twin_is_not_accused(path: Path, blind: bool) -> None:
-    twin = outcome(path, "build_fixed", blind=blind)
-    assert twin.loud == (), twin.report
+def test_the_twin_is_not_accused(path: Path) -> None:
+    for blind in (False, True):
+        twin = outcome(path, "build_fixed", blind=blind)
+        assert twin.loud == (), twin.report
 
 
-@pytest.mark.parametrize("blind", [False, True], ids=["told", "blind"])
 @pytest.mark.parametrize("path", cases("n"), ids=show)
-def test_a_healthy_program_is_not_accused(path: Path, blind: bool) -> None:
-    healthy = outcome(path, "build", blind=blind)
-    assert healthy.loud == (), healthy.report
-
-
-@pytest.mark.parametrize("path", [p for p in cases("b") if hasattr(load(p), "GUILTY")], ids=show)
-def test_the_finding_points_at_the_guilty_line(path: Path) -> None:
-    lines = {f.quote for f in outcome(path, "build").hits}
-    assert any(load(path).GUILTY in line for line in lines), lines
+def test_a_healthy_program_is_not_accused(path: Path) -> None:
+    for blind in (False, True):
+        healthy = outcome(path, "build", blind=blind)
+        assert healthy.loud == (), healthy.report

@@ -53,6 +53,12 @@ _QUIET, _TO_PYTHON, _VIEWS, _ADDITIVE, _WITH_BIAS = (
 )
 
 
+_JOIN_NAMES = "cat concat concatenate stack hstack vstack dstack pad"
+_TAKE_NAMES = """
+    __getitem__ __setitem__ narrow select split chunk unbind index_select index_copy index_copy_
+    index_fill_ masked_fill masked_fill_ masked_scatter_ take gather slice_scatter select_scatter
+"""
+_JOINS, _TAKES = (frozenset(names.split()) for names in (_JOIN_NAMES, _TAKE_NAMES))
 _REMOVES_SHIFT = re.compile("softmax|_norm$|attention|cross_entropy|nll_loss|std|var")
 
 
@@ -280,7 +286,7 @@ class Trace(TorchFunctionMode):
 
     def _wrap_apply(self, original: Any) -> Any:
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
-            if self.paused:
+            if self.paused or cls.__module__ == "torch.utils.checkpoint":  # runs the user's calls
                 return original.__func__(cls, *args, **kwargs)
             bits, dead, inputs = self._gather(args, kwargs)
             self.paused += 1
@@ -451,14 +457,23 @@ class Trace(TorchFunctionMode):
         for record in given:
             behind = [r.gradient for r in record.inputs if r.bits & bit]
             if behind and not any(map(_is_good, behind)):
-                return Ending("silent", record.op, record.location)
+                taker = self._taker(record)
+                return Ending("silent", taker.op, taker.location)
         # What arrives at the parameter is the sum over all its uses, so this is the weaker sign.
         if not _is_good(self._gradients.get(bit)):
             direct = next((r for r in given if r.own & bit), None)
             if direct is not None:
-                return Ending("silent", direct.op, direct.location)
+                taker = self._taker(direct)
+                return Ending("silent", taker.op, taker.location)
         last = next((r for r in self._records if r.bits & bit), None)
         return Ending("silent", last.op, last.location) if last else Ending("silent")
+
+    def _taker(self, record: Record) -> Record:
+        """Joining tensors loses nothing; who takes or overwrites a part of the result does."""
+        if record.op not in _JOINS:
+            return record
+        takes = (r for r in self._records if record in r.inputs and r.op in _TAKES)
+        return next(takes, record)
 
     def _measure_shift(self, param: Tensor) -> None:
         """|sum of the gradients| ÷ sum of their sizes, where the parameter is a term that is added.
