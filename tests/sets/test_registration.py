@@ -207,6 +207,28 @@ def test_a_declared_constraint_can_be_taken_back() -> None:
     assert ln.violation(model) == {}
 
 
+def test_what_a_set_does_to_the_size_is_left_out_of_weight_decay() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fixed = ln.parameter(3, 3, constraint=ln.sets.Sphere())
+            self.bounded = ln.parameter(3, 3, constraint=ln.sets.Ball())
+            self.said = ln.parameter(3, 3, constraint=ln.sets.Sphere(), weight_decay=True)
+
+    groups = ln.param_groups(Net(), lr=0.1, weight_decay=0.05)
+    decays = {name: g["weight_decay"] for g in groups for name in g["param_names"]}
+    assert decays == {"fixed": 0, "bounded": 0.05, "said": 0.05}
+
+
+def test_constraining_what_was_annotated_is_one_statement() -> None:
+    model = _model()
+    ln.annotate(model, "0.weight", constraint=ln.sets.Ball(), lr_scale=0.5)
+    optimizer = torch.optim.SGD(ln.param_groups(model, lr=0.1))
+    ln.constrain(model, "0.weight", ln.sets.Ball(), "tangent", optimizer)
+    assert ln.inventory(model)["0.weight"].constraint.how == "tangent"
+    assert ln.inventory(model)["0.weight"].lr_scale == 0.5
+
+
 def test_a_zero_or_deficient_value_is_completed_with_a_warning() -> None:
     model = nn.Linear(4, 4, bias=False)
     nn.init.zeros_(model.weight)

@@ -129,6 +129,11 @@ def _plan(entry: Entry, given: list[Statement]) -> Plan:
     for name in ("weight_decay", *_DEFAULTS):
         said = next((d for level in levels if (d := _agree(entry, name, level))), None)
         if said is None and name == "weight_decay":
+            bound = next((d for level in levels if (d := _agree(entry, "constraint", level))), None)
+            if bound is not None and getattr(bound.value, "fixes_size", False):
+                size = f"default of its set: {bound.value!r}"
+                said = Decision(name, False, size, "which fixes its size")
+        if said is None and name == "weight_decay":
             said = Decision(name, kind.decays, f"default of its kind: {kind.name}", kind.follows)
         decisions[name] = said or Decision(name, _DEFAULTS.get(name), "default", "")
     return Plan(entry, kind, decisions)

@@ -33,6 +33,8 @@ class Set(ABC):
     measure: ClassVar[str] = "distance"
     #: Whether complex tensors have a meaning here.
     takes_complex: ClassVar[bool] = False
+    #: Whether all points have one size, so that weight decay could only be undone again.
+    fixes_size: ClassVar[bool] = False
     #: Relative accuracy of `project` where it iterates; 0 where only rounding is lost.
     accuracy: ClassVar[float] = 0.0
     #: Whether `enforce` and `tangent` see a tall matrix through its Gram matrix and row by row

@@ -79,6 +79,11 @@ class Constraint:
         return None if self.view is None else View(self.view)
 
     @property
+    def fixes_size(self) -> bool:
+        """Whether weight decay could only be undone again; see `Set.fixes_size`."""
+        return self.set.fixes_size
+
+    @property
     def keeps_rows(self) -> bool:
         """Whether each row of the parameter is a row of its points."""
         return self._view is None or self._view.keeps_rows

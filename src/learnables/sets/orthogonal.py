@@ -38,6 +38,7 @@ class Orthogonal(Set):
 
     point_ndim: ClassVar[int] = 2
     measure: ClassVar[str] = "‖WᵀW − I‖"
+    fixes_size: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
     needs_only_gram: ClassVar[bool] = True
 

@@ -1,6 +1,6 @@
 """Put constraints on parameters that exist, take them off, measure: ``ln.constrain`` and kin."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from learnables._torch import gather
 from learnables.entries import Entry, entries
 from learnables.errors import ConstraintError, SelectionError
-from learnables.notes import Statement, caller, note_of, notes_of, put_note
+from learnables.notes import Note, Statement, caller, note_of, notes_of, put_note
 from learnables.select import Selector, select
 from learnables.sets.apply import enforce_with, enforcers_holding, holders, kept_of, place_
 from learnables.sets.base import Set
@@ -287,12 +287,18 @@ def _release(entry: Entry) -> None:
         enforcer.drop([entry.param])
 
 
+def _without_constraint(note: Note) -> Iterator[Statement]:
+    """What was annotated, less what is said anew; a second statement would be a contradiction."""
+    for statement in note.annotated:
+        fields = {name: v for name, v in statement.fields.items() if name != "constraint"}
+        if fields:
+            yield replace(statement, fields=fields)
+
+
 def _write_down(entry: Entry, constraint: Constraint | None, at: str) -> None:
     for place in entry.places:
-        note = place.note
-        kept = tuple(s for s in note.annotated if s.by != "ln.constrain")
-        note = replace(note, annotated=kept)
+        note = replace(place.note, annotated=tuple(_without_constraint(place.note)))
         if constraint is not None or note.get("constraint") is not None:
             said = Statement({"constraint": constraint}, at, "ln.constrain")
-            note = replace(note, annotated=(*kept, said))
+            note = replace(note, annotated=(*note.annotated, said))
         put_note(place.owner, place.local_name, note)

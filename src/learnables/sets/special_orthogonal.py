@@ -32,6 +32,7 @@ class SpecialOrthogonal(Set):
 
     point_ndim: ClassVar[int] = 2
     measure: ClassVar[str] = "‖WᵀW − I‖, and at least 2 where det W < 0"
+    fixes_size: ClassVar[bool] = True
     needs_only_gram: ClassVar[bool] = True
 
     def check(self, shape: torch.Size) -> None:

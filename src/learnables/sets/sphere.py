@@ -34,6 +34,7 @@ class Sphere(Set):
 
     radius: float = 1.0
     measure: ClassVar[str] = "|‖x‖ − radius|"
+    fixes_size: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

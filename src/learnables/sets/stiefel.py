@@ -32,6 +32,7 @@ class Stiefel(Set):
 
     point_ndim: ClassVar[int] = 2
     measure: ClassVar[str] = "‖WᵀW − I‖"
+    fixes_size: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
     needs_only_gram: ClassVar[bool] = True
 
