@@ -24,7 +24,7 @@ SIZES = [  # out, in, block
 
 @built
 @pytest.mark.parametrize("size", SIZES, ids=str)
-@pytest.mark.parametrize("dtype", native.DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 @pytest.mark.parametrize("level", [native.BASELINE, native.AVX2, native.AVX512])
 def test_every_instruction_set_gives_the_dense_result(size, dtype, level) -> None:
     out, inp, block = size
@@ -59,6 +59,54 @@ def test_every_instruction_set_gives_the_dense_result(size, dtype, level) -> Non
             )
             for ours, theirs in pairs:
                 torch.testing.assert_close(ours, theirs, **close)
+
+
+@built
+@pytest.mark.parametrize("size", [*SIZES, (600, 1200, (600, 600))], ids=str)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("level", [native.BASELINE, native.AVX512])
+def test_half_precision_adds_up_in_single_and_is_rounded_once(size, dtype, level) -> None:
+    out, inp, block = size
+    p, q = (block, block) if isinstance(block, int) else block
+    rows, columns = -(-out // p), -(-inp // q)
+    ulp = torch.finfo(dtype).eps
+    for mask in (random(rows, columns, 0.5), torch.zeros(rows, columns), torch.ones(rows, columns)):
+        layout = Layout(out, inp, block, mask)
+        index, bias = layout.index, torch.randn(out).to(dtype)
+        weight = torch.randn(layout.weight_shape).to(dtype)
+        for samples in (1, 9, 531):
+            x, g = torch.randn(samples, inp).to(dtype), torch.randn(samples, out).to(dtype)
+            wide = [t.double() for t in (x, weight, g, bias)]
+            pairs = (
+                (
+                    native.product(x, weight, index, bias, out, level),
+                    reference.product(*wide[:2], index, out, wide[3], way="filled in"),
+                ),
+                (
+                    native.transposed_product(g, weight, index, inp, level),
+                    reference.transposed_product(wide[2], wide[1], index, inp, way="filled in"),
+                ),
+                (
+                    native.sampled_product(g, x, index, (p, q), level),
+                    reference.sampled_product(wide[2], wide[0], index, (p, q), way="filled in"),
+                ),
+            )
+            for ours, exact in pairs:
+                assert ours.dtype == dtype
+                off, most = (
+                    (ours.double() - exact).abs(),
+                    exact.abs().amax() if exact.numel() else 0,
+                )
+                assert (off <= 0.51 * ulp * exact.abs() + 1e-5 * most + 1e-6).all()
+
+
+@built
+def test_halves_at_an_odd_address_are_read_too() -> None:
+    layout = Layout(32, 32, 16, torch.ones(2, 2))
+    weight = torch.randn(layout.weight_shape).bfloat16()
+    x = torch.randn(20 * 32 + 1).bfloat16()[1:].view(20, 32)
+    ours = native.product(x, weight, layout.index, None, 32)
+    assert torch.equal(ours, native.product(x.clone(), weight, layout.index, None, 32))
 
 
 @built
@@ -119,7 +167,7 @@ def test_the_backend_is_named_with_its_reason_and_logged_once(monkeypatch, caplo
     with caplog.at_level(logging.INFO, "learnables.sparse"):
         for _ in range(2):
             assert backend() == ("torch", "block_sparse.c was not built")
-            assert backend(torch.zeros(1, dtype=torch.float16)) == ("torch", "dtype torch.float16")
+            assert backend(torch.zeros(1, dtype=torch.int8)) == ("torch", "dtype torch.int8")
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
     monkeypatch.setenv(kernels.FORCE, "native")
     with pytest.raises(LearnablesError, match="was not built"):

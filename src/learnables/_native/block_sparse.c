@@ -23,7 +23,7 @@
 #define UNROLL _Pragma("GCC unroll 16")
 
 enum {
-  PANEL = 512,  /* samples that are looked at together */
+  PANEL = 528,  /* samples that are looked at together; a multiple of 24, of all tiles' rows */
   DEPTH = 256,  /* terms of a sum that run together: with WIDTH columns, they fit into the cache */
   WIDTH = 64,
   AHEAD = 12,   /* rows that are fetched before they are needed */
@@ -31,7 +31,8 @@ enum {
 };
 enum product { PRODUCT, TRANSPOSED, SAMPLED };
 enum start { FROM_NOTHING, FROM_RESULT, FROM_BIAS };
-enum { DONE, BAD_INDEX };
+enum kind { FLOAT32, FLOAT64, BFLOAT16_PAIRS };
+enum { DONE, BAD_INDEX, NO_KERNEL };
 
 typedef struct {
   int64_t samples, out, in, p, q, R, C, E;
@@ -62,6 +63,7 @@ typedef float four __attribute__((vector_size(16), may_alias));
 #define JOIN(a, b) JOIN2(a, b)
 #define NAME(x) JOIN(x, SUFFIX)
 
+#define ADD(sum, a, b) ((sum) + (a) * (b))
 #define REAL float
 #define TARGET
 #define SUFFIX f32
@@ -111,6 +113,10 @@ typedef float four __attribute__((vector_size(16), may_alias));
 #define SUFFIX f64_avx512
 #define LANES 8
 #include "block_sparse.h"
+#if defined(__clang__) || __GNUC__ >= 12
+#define BFLOAT16
+#include "block_sparse_bf16.h"
+#endif
 #endif
 
 typedef struct {
@@ -122,9 +128,18 @@ typedef struct {
 #define KERNELS(suffix) \
   (kernels) { product_##suffix, transposed_##suffix, sampled_##suffix }
 
+#define NONE \
+  (kernels) { NULL, NULL, NULL }
+
 /* level: 0 the processor's baseline, 1 AVX2, 2 AVX-512; less where the processor has less, and where
  * half a wide register would stay empty. */
-static kernels choose(int is_double, int level, int64_t width) {
+static kernels choose(enum kind kind, int level, int64_t width) {
+  const int is_double = kind == FLOAT64;
+#ifdef BFLOAT16
+  if (kind == BFLOAT16_PAIRS && level >= 2 && __builtin_cpu_supports("avx512bf16"))
+    return KERNELS(bf16);
+#endif
+  if (kind == BFLOAT16_PAIRS) return NONE;
 #if defined(__x86_64__)
   const int64_t lanes = is_double ? 8 : 16;
   if (level >= 2 && width % lanes != 0 && width % lanes <= lanes / 2) level = 1;
@@ -181,7 +196,7 @@ static int below(const int64_t *values, int64_t n, int64_t limit) {
 }
 
 __attribute__((visibility("default"))) int learnables_block_sparse(
-    int which, int is_double, int level, int threads, int64_t samples, int64_t out, int64_t in,
+    int which, int kind, int level, int threads, int64_t samples, int64_t out, int64_t in,
     int64_t p, int64_t q, int64_t E, const int64_t *row_starts, const int64_t *columns,
     const int64_t *column_starts, const int64_t *rows, const int64_t *order, const void *x,
     const void *weight, const void *bias, void *y) {
@@ -193,7 +208,8 @@ __attribute__((visibility("default"))) int learnables_block_sparse(
   if (which == TRANSPOSED && (!ascends(column_starts, w.it.C, E) || !below(rows, E, w.it.R) ||
                               !below(order, E, E)))
     return BAD_INDEX;
-  w.kernel = choose(is_double, level, which == PRODUCT ? p : q);
+  w.kernel = choose((enum kind)kind, level, which == PRODUCT ? p : q);
+  if (!w.kernel.product) return NO_KERNEL;
   if (which == SAMPLED) {
     w.units = w.it.R;
   } else {

@@ -4,8 +4,10 @@
  *   REAL     the element type
  *   LANES    how many of them a register holds
  *   REGS     registers in one row of the widest tile
+ *   ADD      (sum, a, b): sum + a * b, with a in every lane
  *   NAME(x)  the name of x in this inclusion
  *   TARGET   the attribute that switches the instruction set on
+ *   PAIRS    defined where an element is a pair of bfloat16: sums are float, products are elsewhere
  *
  * A tile of the result stays in registers while its sum runs: each step multiplies ROWS numbers,
  * each spread over a register, with REGS registers. */
@@ -43,7 +45,7 @@ TARGET INLINE void NAME(tile)(const int rows, const int regs, int64_t pieces, co
       UNROLL for (int r = 0; r < regs; r++) row[r] = *(const NAME(loose) *)(b + r * LANES);
       UNROLL for (int i = 0; i < rows; i++) {
         const REAL one = at[i / 3][i % 3 * down];
-        UNROLL for (int r = 0; r < regs; r++) sum[i][r] += one * row[r];
+        UNROLL for (int r = 0; r < regs; r++) sum[i][r] = ADD(sum[i][r], one, row[r]);
       }
       if (along != 1) { /* each step is another row: ask for those to come */
         __builtin_prefetch(at[0] + AHEAD * along);
@@ -122,6 +124,8 @@ TARGET static NOINLINE void NAME(multiply_columns)(int64_t m, int64_t n, const p
   NAME(multiply)(0, m, n, 1, piece, a, a_step, b_step, c, c_step, start, NULL);
 }
 
+#ifndef PAIRS
+
 /* y of a few samples, four outputs at a time, from rows of blocks as they lie in memory. */
 TARGET INLINE void NAME(dots)(const int samples, const job *it, int64_t r, const REAL *x,
                               const REAL *bias, REAL *y) {
@@ -154,6 +158,8 @@ TARGET INLINE void NAME(dots)(const int samples, const job *it, int64_t r, const
   }
 }
 
+#endif
+
 /* A part of a block turned: to[k][j] = from[j][k]. */
 TARGET INLINE void NAME(turn)(const REAL *from, int64_t step, int64_t rows, int64_t columns,
                               REAL *to) {
@@ -181,6 +187,8 @@ TARGET INLINE void NAME(turn)(const REAL *from, int64_t step, int64_t rows, int6
   for (; j < rows; j++)
     for (int64_t k = 0; k < columns; k++) to[k * rows + j] = from[j * step + k];
 }
+
+#ifndef PAIRS
 
 /* ---- the three products, one unit of work each ---------------------------------------------- */
 
@@ -271,3 +279,5 @@ TARGET static void NAME(sampled)(const job *it, int64_t r, int64_t e) {
                            s ? FROM_RESULT : FROM_NOTHING);
   }
 }
+
+#endif

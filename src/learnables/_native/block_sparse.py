@@ -9,10 +9,13 @@ from torch import Tensor
 
 from learnables._native import load
 
-DTYPES = (torch.float32, torch.float64)
-"""What the kernel computes in."""
+_KINDS = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2}  # the order in block_sparse.c
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+"""What the kernel computes in; half precision that the processor lacks, in float32."""
 
 AVX512, AVX2, BASELINE = 2, 1, 0
+_NO_KERNEL = 2  # what the library answers where the processor cannot multiply bfloat16
+_FEW = 8  # samples up to which turning blocks of bfloat16 costs more than multiplying them
 _PER_THREAD = 1 << 24  # multiplications that are worth a thread of their own
 
 
@@ -27,60 +30,81 @@ def product(
     x: Tensor, weight: Tensor, index: Any, bias: Tensor | None, out_features: int, level: int = 2
 ) -> Tensor | None:
     """X · Wᵀ + bias; None where the index describes no matrix of this size."""
-    y = x.new_empty(x.shape[0], out_features)
     sizes = (x.shape[0], out_features, x.shape[1])
-    return y if _run(0, level, sizes, weight.shape, index, x, weight, bias, y) else None
+    shape = (x.shape[0], out_features)
+    return _run(0, level, sizes, weight.shape, index, x, weight, bias, shape)
 
 
 def transposed_product(
     g: Tensor, weight: Tensor, index: Any, in_features: int, level: int = 2
 ) -> Tensor | None:
     """G · W; None where the index describes no matrix of this size."""
-    gx = g.new_empty(g.shape[0], in_features)
     sizes = (g.shape[0], g.shape[1], in_features)
-    return gx if _run(1, level, sizes, weight.shape, index, g, weight, None, gx) else None
+    shape = (g.shape[0], in_features)
+    return _run(1, level, sizes, weight.shape, index, g, weight, None, shape)
 
 
 def sampled_product(
     g: Tensor, x: Tensor, index: Any, block: tuple[int, int], level: int = 2
 ) -> Tensor | None:
     """gᵀ · x at the stored blocks; None where the index describes no matrix of this size."""
-    weight = x.new_empty(index.columns.numel(), *block)
     sizes = (x.shape[0], g.shape[1], x.shape[1])
-    return weight if _run(2, level, sizes, weight.shape, index, g, x, None, weight) else None
+    blocks = (index.columns.numel(), *block)
+    return _run(2, level, sizes, blocks, index, g, x, None, blocks)
 
 
 def _run(
     which: int,
     level: int,
     sizes: tuple[int, int, int],
-    blocks: torch.Size,
+    blocks: tuple[int, ...],
     index: Any,
     x: Tensor,
-    weight: Tensor,
+    other: Tensor,
     bias: Tensor | None,
-    y: Tensor,
-) -> bool:
-    """Whether it was done. The caller has seen to dtypes, devices and shapes but for the index."""
+    shape: tuple[int, ...],
+) -> Tensor | None:
+    """The result; None for a bad index. The caller saw to dtypes, devices, all other shapes."""
     library, _ = load("block_sparse")
     assert library is not None
     E, p, q = blocks
     R, C = -(-sizes[1] // p), -(-sizes[2] // q)
     if [len(part) for part in index] != [R + 1, E, C + 1, E, E]:
-        return False
-    index = [part.contiguous() for part in index]
-    x, weight = x.contiguous(), weight.contiguous()
-    bias = None if bias is None else bias.contiguous()
+        return None
+    dtype = x.dtype
+    x, other = _readable(x), _readable(other)
+    bias = None if bias is None else _readable(bias)
     work = sizes[0] * E * p * q
     threads = max(1, min(torch.get_num_threads(), work // _PER_THREAD))
-    long = ctypes.c_int64
-    pointers = [*index, x, weight, bias, y]
-    failed = library.learnables_block_sparse(
-        which,
-        int(x.dtype == torch.float64),
-        level,
-        threads,
-        *(long(size) for size in (*sizes, p, q, E)),
-        *(ctypes.c_void_p(None if t is None else t.data_ptr()) for t in pointers),
-    )
-    return not failed
+    index = [part.contiguous() for part in index]
+    numbers = [ctypes.c_int64(size) for size in (*sizes, p, q, E)]
+
+    def call(x: Tensor, other: Tensor, bias: Tensor | None) -> tuple[int, Tensor]:
+        y = x.new_empty(shape)
+        pointers = [
+            ctypes.c_void_p(None if t is None else t.data_ptr())
+            for t in (*index, x, other, bias, y)
+        ]
+        kind = _KINDS[x.dtype]
+        code: int = library.learnables_block_sparse(
+            which, kind, level, threads, *numbers, *pointers
+        )
+        return code, y
+
+    if dtype in (torch.float32, torch.float64):
+        code, y = call(x, other, bias)
+    else:
+        code, y = _NO_KERNEL, x
+        even = not any(size % 2 for size in (*sizes[1:], p, q))
+        if dtype == torch.bfloat16 and even and (which != 0 or sizes[0] > _FEW):
+            code, y = call(x, other, bias)
+        if code == _NO_KERNEL:
+            code, y = call(x.float(), other.float(), None if bias is None else bias.float())
+            y = y.to(dtype)
+    return None if code else y
+
+
+def _readable(x: Tensor) -> Tensor:
+    """``x`` in one piece, halves in whole pairs of them."""
+    x = x.contiguous()
+    return x if x.data_ptr() % 4 == 0 or x.itemsize != 2 else x.clone()

@@ -31,7 +31,7 @@ class Backend(NamedTuple):
 def backend(x: Tensor | None = None) -> Backend:
     """Which backend computes products with ``x`` (a float32 CPU tensor when None), and why.
 
-    ``native`` needs the built kernel, a CPU and float32 or float64; ``torch`` is always there. The
+    ``native`` needs the built kernel, a CPU and a floating dtype; ``torch`` is always there. The
     environment variable ``LEARNABLES_SPARSE`` forces one of them. The logger ``learnables.sparse``
     is told once for each dtype and device: a warning where the native kernel was not built.
 
@@ -60,7 +60,7 @@ def _backend(device: str, dtype: torch.dtype, forced: str | None) -> Backend:
         raise LearnablesError(
             "the environment forces a backend that cannot do it",
             found=f"{FORCE}=native, {chosen.why}",
-            wanted="the built kernel, a CPU, float32 or float64",
+            wanted="the built kernel, a CPU, a floating dtype",
             mend=f"unset {FORCE}",
         )
     missed = chosen.name == "torch" and not forced and device == "cpu" and dtype in native.DTYPES
