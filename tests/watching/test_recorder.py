@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 
 import learnables as ln
 from learnables.errors import LearnablesError, LearnablesWarning
@@ -143,3 +144,167 @@ def test_stop_raises_after_the_first_non_finite_value(tmp_path):
 def test_an_optimizer_without_hooks_is_refused():
     with pytest.raises(LearnablesError, match="cannot be seen"):
         ln.watch(nn.Linear(1, 1), [object()], to=None)
+
+
+def compiled_counts(folder, whole, watched):
+    """Graph breaks and compilations of a short training; the steps that were looked at."""
+    torch._dynamo.reset()
+    counters.clear()
+    model, optimizer = make(foreach=True)
+    trained = model if whole else torch.compile(model, backend="aot_eager")
+    step = torch.compile(optimizer.step, backend="aot_eager") if whole else optimizer.step
+    watcher = ln.watch(trained, optimizer, every=2, to=folder, budget=None) if watched else None
+    for _ in range(6):
+        optimizer.zero_grad()
+        trained(torch.ones(4, 8)).square().mean().backward()
+        step()
+    counts = {k: dict(counters[k]) for k in ("stats", "graph_break", "recompiles")}
+    if watcher is None:
+        return counts, None
+    watcher.close()
+    assert watcher.failed is None
+    return counts, [o.step for o in watcher.run().observations]
+
+
+def test_a_compiled_model_gets_no_graph_break_and_no_recompilation(tmp_path):
+    without, _ = compiled_counts(tmp_path, whole=False, watched=False)
+    counts, looks = compiled_counts(tmp_path, whole=False, watched=True)
+    assert counts == without
+    assert looks == [1, 2, 4, 6]
+
+
+@pytest.mark.filterwarnings("ignore:.*record function.*")
+def test_a_step_compiled_as_a_whole_is_not_looked_into_and_not_broken(tmp_path, capsys):
+    without, _ = compiled_counts(tmp_path, whole=True, watched=False)
+    counts, looks = compiled_counts(tmp_path, whole=True, watched=True)
+    assert counts == without
+    assert looks == []
+    assert "no optimizer step was seen" in capsys.readouterr().err
+
+
+def test_parameters_outside_every_optimizer_are_seen_too(tmp_path):
+    model, _ = make()
+    optimizer = torch.optim.SGD(model[0].parameters(), lr=0.1)
+    with ln.watch(model, optimizer, every=1, to=tmp_path, budget=None) as watcher:
+        quadratic(model, optimizer)
+    (seen,) = watcher.run().observations
+    assert seen.rows["gradient"].present.tolist() == [True] * 4
+    assert seen.rows["update"].present.tolist() == [True, True, False, False]
+    outside = watcher.run().parameters[2]
+    assert outside.policy["optimizer"] == "in no group"
+
+
+@pytest.mark.parametrize(
+    "quantities", [("weight",), ("gradient",), ("update",), ("gradient", "update")]
+)
+def test_only_the_chosen_quantities_and_parameters_are_read(tmp_path, quantities):
+    model, optimizer = make()
+    with ln.watch(
+        model,
+        optimizer,
+        every=1,
+        to=tmp_path,
+        budget=None,
+        quantities=quantities,
+        select="*.bias",
+        histogram=False,
+    ) as watcher:
+        quadratic(model, optimizer, 8)
+    assert watcher.failed is None
+    seen = watcher.run().observations[-1]
+    assert set(seen.rows) == set(quantities)
+    assert seen.names == ("0.bias", "2.bias")
+    assert all(rows.histogram is None for rows in seen.rows.values())
+
+
+def dtype_model(dtype):
+    model = nn.Module()
+    model.weight = nn.Parameter(torch.ones(3, 2, dtype=dtype))
+    model.empty = nn.Parameter(torch.zeros(0, dtype=dtype))
+    model.scalar = nn.Parameter(torch.tensor(2.0, dtype=dtype))
+    model.turned = nn.Parameter(torch.ones(2, 3, dtype=dtype).t())
+    return model
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64]
+)
+def test_every_dtype_and_shape_is_counted(tmp_path, dtype):
+    model = dtype_model(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
+    with ln.watch(model, optimizer, every=1, to=tmp_path, budget=None) as watcher:
+        for _ in range(2):
+            optimizer.zero_grad()
+            sum((p * p.conj()).real.sum() for p in model.parameters()).backward()
+            optimizer.step()
+    assert watcher.failed is None
+    parts = 2 if dtype.is_complex else 1
+    counts = watcher.run().observations[-1].rows["update"].moments["count"].tolist()
+    assert counts == [6 * parts, 0, parts, 6 * parts]
+
+
+def test_a_sparse_gradient_is_read(tmp_path):
+    model = nn.Embedding(10, 4, sparse=True)
+    optimizer = torch.optim.SparseAdam(model.parameters())
+    with ln.watch(model, optimizer, every=1, to=tmp_path, budget=None) as watcher:
+        model(torch.tensor([1, 1, 3])).sum().backward()
+        optimizer.step()
+    assert watcher.failed is None
+    (seen,) = watcher.run().observations
+    assert seen.rows["gradient"].moments["count"].tolist() == [8]
+    assert seen.rows["gradient"].moments["max"].tolist() == [2.0]
+
+
+def lbfgs(parameters):
+    return torch.optim.LBFGS(parameters, max_iter=3)
+
+
+@pytest.mark.parametrize(
+    "factory",
+    [
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9),
+        lambda p: torch.optim.AdamW(p, fused=True),
+        lambda p: torch.optim.AdamW(p, foreach=True),
+        lambda p: torch.optim.Muon([x for x in p if x.ndim == 2]),
+        torch.optim.Adafactor,
+        torch.optim.Rprop,
+        lbfgs,
+    ],
+    ids=["SGD", "AdamW fused", "AdamW foreach", "Muon", "Adafactor", "Rprop", "LBFGS"],
+)
+def test_the_update_is_what_changed_whatever_the_optimizer(tmp_path, factory):
+    model, _ = make()
+    optimizer = factory(list(model.parameters()))
+    held = {p for group in optimizer.param_groups for p in group["params"]}
+
+    def closure():
+        optimizer.zero_grad()
+        loss = model(torch.linspace(-1, 1, 32).view(4, 8)).square().mean()
+        loss.backward()
+        return loss
+
+    truth = []
+    with ln.watch(model, optimizer, every=1, to=tmp_path, budget=None) as watcher:
+        for _ in range(3):
+            before = [p.detach().double().clone() for p in model.parameters()]
+            optimizer.step(closure)
+            after = [p.detach().double() for p in model.parameters()]
+            truth.append(
+                [float((b - a).norm() / a.norm()) for a, b in zip(before, after, strict=True)]
+            )
+    assert watcher.failed is None
+    for seen, wanted in zip(watcher.run().observations, truth, strict=True):
+        for i, p in enumerate(model.parameters()):
+            if p in held:
+                assert seen.ratio[i] == pytest.approx(wanted[i], rel=1e-6)
+
+
+def test_only_rank_0_writes_and_every_rank_counts(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda *_: 1)
+    model, optimizer = make()
+    with ln.watch(model, optimizer, every=1, to=tmp_path, budget=None) as watcher:
+        quadratic(model, optimizer, 3)
+        watcher.log_scalars(1, {"loss": 1.0})
+    assert watcher.step == 3
+    assert not list(tmp_path.iterdir())

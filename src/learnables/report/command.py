@@ -83,7 +83,8 @@ def print_comparison(one: Path, other: Path) -> int:
     a, b = Run(one), Run(other)
     found = compare(a, b)
     console = Console()
-    console.print(f"{visible(a.name)} and {visible(b.name)}: {len(found.steps)} looks in common")
+    names = f"{visible(a.name)} and {visible(b.name)}"
+    console.print(Text(f"{names}: {len(found.steps)} looks in common"))
     for run in (a, b):
         _say_damage(run)
     if found.scalars:

@@ -65,7 +65,7 @@ def begin(optimizer: Optimizer, entries: Sequence[Entry], wanted: Wanted) -> Par
     held = [entry for entry in entries if entry.param in rates]
     how = consumption(optimizer)
     part = Part(held, how, [rates[entry.param] for entry in held], how.stage)
-    read_gradients(part, wanted)
+    read(part, wanted)
     if "update" in wanted.quantities:
         part.snapshot = [wanted.share(entry.param).clone() for entry in held]
     return part
@@ -74,28 +74,28 @@ def begin(optimizer: Optimizer, entries: Sequence[Entry], wanted: Wanted) -> Par
 def leftover(entries: Sequence[Entry], wanted: Wanted) -> Part:
     """Read weights and gradients of parameters that no optimizer holds."""
     part = Part(list(entries), Consumption(None, None, ""), [math.nan] * len(entries), "")
-    read_gradients(part, wanted)
+    read(part, wanted)
     return part
 
 
-def read_gradients(part: Part, wanted: Wanted) -> None:
-    """Read weights and gradients into ``part``, in place of what it held of them."""
+def read(part: Part, wanted: Wanted, weights: bool = True) -> None:
+    """Read weights and gradients into ``part``, or only gradients, in place of those it has."""
     indices: list[int] = []
     tensors: list[Tensor] = []
-    if "weight" in wanted.quantities:
+    if weights and "weight" in wanted.quantities:
         indices += [entry.index for entry in part.entries]
         tensors += [wanted.share(entry.param) for entry in part.entries]
-    weights = len(tensors)
+    first = len(tensors)
     if "gradient" in wanted.quantities:
         there = [(e.index, e.param.grad) for e in part.entries if e.param.grad is not None]
         indices += [index for index, _ in there]
         tensors += consumed([wanted.share(gradient) for _, gradient in there], part.how)
     seen = statistics(tensors, histogram=wanted.histogram)
-    part.blocks = []
-    if weights:
-        part.blocks.append(("weight", indices[:weights], seen[:weights]))
-    if len(tensors) > weights:
-        part.blocks.append(("gradient", indices[weights:], seen[weights:]))
+    part.blocks = [] if weights else [block for block in part.blocks if block[0] == "weight"]
+    if first:
+        part.blocks.append(("weight", indices[:first], seen[:first]))
+    if len(tensors) > first:
+        part.blocks.append(("gradient", indices[first:], seen[first:]))
 
 
 def complete(part: Part, wanted: Wanted) -> None:

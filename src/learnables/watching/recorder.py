@@ -33,7 +33,7 @@ from learnables.watching.look import (
     begin,
     complete,
     leftover,
-    read_gradients,
+    read,
 )
 from learnables.watching.observation import QUANTITIES, Observation
 from learnables.watching.run import Run
@@ -268,8 +268,8 @@ class Watcher:
         with self._failing_open():
             self._finish()
             self._drain()
-            if self._handles and self._writes and self.governor.budget is not None:
-                print(self._cost(), file=sys.stderr)
+            if self._handles and self._writes:
+                self._say_how_it_went()
         self._let_go()
         for optimizer in self._optimizers:
             self._remove_after(optimizer)
@@ -361,7 +361,7 @@ class Watcher:
             with self._failing_open(), torch.no_grad():
                 self._check_gradients(step, optimizer, held)
                 if part is not None:
-                    read_gradients(part, self._wanted)
+                    read(part, self._wanted, weights=False)
                     part.stage = "closure"
             return loss
 
@@ -552,14 +552,20 @@ class Watcher:
             if self._store and self.failed is None:
                 self._store.add_artifact(step, name, kind, data)
 
-    def _cost(self) -> str:
-        governor = self.governor
-        share = f"{governor.overhead:.2%} of the training time" if governor.elapsed else "no step"
-        limit = "" if governor.budget is None else f" (budget {governor.budget:.2%})"
-        return (
-            f"watch: {self._observed} looks in {self.step} steps, asked for every "
-            f"{governor.every}; cost {share}{limit}; {self.path or 'no database'}"
-        )
+    def _say_how_it_went(self) -> None:
+        governor, done = self.governor, self.step - self._first_step
+        if self._store and governor.elapsed:
+            self._store.add_meta({"overhead": governor.overhead, "steps": self.step})
+        if not done:
+            said = "no optimizer step was seen; a step that is compiled as a whole hides from hooks"
+        elif governor.budget is None or not governor.elapsed:
+            return
+        else:
+            said = (
+                f"{self._observed} looks in {done} steps, asked for every {governor.every}; cost "
+                f"{governor.overhead:.2%} of the training time (budget {governor.budget:.2%})"
+            )
+        print(f"watch: {said}; {self.path or 'no database'}", file=sys.stderr)
 
     # --- who is watched ---------------------------------------------------------------------------
 

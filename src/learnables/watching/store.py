@@ -148,8 +148,9 @@ class Store:
                 # SQLite would go on writing into the unlinked file without a word.
                 raise RunError("the run database has been moved or deleted", where=str(self.path))
             first = self._rows[table] + 1
+            plain = [tuple(map(_storable, row)) for row in rows]
             checked = [
-                (seq, *row, checksum(table, seq, row)) for seq, row in enumerate(rows, first)
+                (seq, *row, checksum(table, seq, row)) for seq, row in enumerate(plain, first)
             ]
             total = first + len(rows) - 1
             marks = ", ".join("?" * len(checked[0]))
@@ -227,6 +228,13 @@ def _identity(path: Path) -> tuple[int, int]:
     except OSError:
         return (0, 0)
     return (status.st_dev, status.st_ino)
+
+
+def _storable(value: Value) -> Value:
+    """Text without lone surrogates, which Python allows in a name and UTF-8 does not."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    return value
 
 
 def _json(value: object) -> str:
