@@ -290,3 +290,49 @@ def test_a_silenced_finding_is_listed_with_its_reason() -> None:
     assert not ln.audit(model, optimizer).ok
     with pytest.raises(LearnablesError, match="without a reason"):
         ln.silence("LRN201", "bias", reason=" ")
+
+
+def no_loss() -> None:
+    return None
+
+
+def test_a_raising_step_is_named_and_the_state_restored() -> None:
+    model = two_layers()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    plain, calls = a_step(model, optimizer), [0]
+
+    def step() -> Tensor:
+        calls[0] += 1
+        loss = plain()
+        if calls[0] == 2:
+            raise ValueError("broken batch")
+        return loss
+
+    before = everything(model, optimizer)
+    report = ln.audit(model, optimizer, step)
+    assert same(before, everything(model, optimizer))
+    assert calls == [0]
+    (finding,) = [f for f in report.findings if f.code == "LRN412"]
+    assert "ValueError: broken batch in iteration 2" in finding.found
+    assert finding.quote == 'raise ValueError("broken batch")'
+    assert isinstance(report.crashed, ValueError)
+
+
+def test_a_step_without_backward_a_model_on_meta_and_no_parameter_are_no_crash() -> None:
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    assert ln.audit(model, optimizer, no_loss).codes == ["LRN413"]
+    assert ln.audit(nn.ReLU()).findings == []
+    meta = nn.Linear(3, 1, device="meta")
+    assert ln.audit(meta, torch.optim.SGD(meta.parameters(), lr=0.1)).findings == []
+
+
+def test_a_foreign_optimizer_is_named_once() -> None:
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(nn.Linear(3, 1).parameters(), lr=0.1)
+    assert ln.audit(model, optimizer).codes == ["LRN203"]
+
+
+def test_the_arguments_are_checked() -> None:
+    with pytest.raises(LearnablesError, match="at least one step"):
+        ln.audit(nn.Linear(3, 1), steps=0)

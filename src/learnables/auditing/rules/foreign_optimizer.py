@@ -6,7 +6,7 @@ from learnables.auditing.evidence import Evidence, Stage
 from learnables.auditing.rule import Finding, rule
 
 
-@rule("LRN203", needs=Stage.OPTIMIZER, subsumes=("LRN2", "LRN3", "LRN4"))
+@rule("LRN203", needs=Stage.OPTIMIZER, subsumes=("LRN2", "LRN3", "LRN40"))
 def foreign_optimizer(evidence: Evidence) -> Iterator[Finding]:
     """An optimizer that holds not one parameter of the model.
 

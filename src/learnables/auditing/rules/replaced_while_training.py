@@ -7,7 +7,7 @@ from learnables.auditing.rule import Finding, rule
 from learnables.entries import Entry
 
 
-@rule("LRN104", needs=Stage.BACKWARD, subsumes=("LRN2", "LRN3", "LRN4", "LRN7"))
+@rule("LRN104", needs=Stage.BACKWARD, subsumes=("LRN2", "LRN3", "LRN40", "LRN7"))
 def replaced_while_training(evidence: Evidence) -> Iterator[Finding]:
     """A name that is given a new Parameter while the loop runs.
 
