@@ -205,7 +205,9 @@ def test_a_newer_schema_is_refused_with_what_to_type(sound, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"SQLite format 3\0" + b"x" * 4096, b"hello", os.urandom(9000)]
+    "content",
+    [b"", b"SQLite format 3\0" + b"x" * 4096, b"hello", random.Random(0).randbytes(9000)],
+    ids=["empty", "only a header", "text", "noise"],
 )
 def test_what_is_no_run_database_is_refused(content, tmp_path):
     path = tmp_path / "run.db"

@@ -68,7 +68,9 @@ class Breaks(Sink):
 
 
 @pytest.mark.parametrize("at", [1, 3])
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyError("x")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device"), KeyError("x")], ids=["full disk", "bug"]
+)
 def test_a_sink_that_fails_ends_the_watch_with_one_warning(tmp_path, at, error):
     model, optimizer = make()
     with (
