@@ -321,14 +321,19 @@ class Job:
         # Not from step 0, whose learning rate is too small to tell a step from rounding.
         upcoming = count(max(done, round(self.config.warmup * self.steps)))
         copies = None if self.average is None else {"average": self.average}
-        return audit(
-            self.model,
-            self.optimizer,
-            lambda: self.step(next(upcoming)),
-            scaler=self.scaler if self.scaler.is_enabled() else None,
-            ddp=self.ddp,
-            copies=copies,
-        )
+        # What is compiled runs as plain Python under an audit anyway, and warns of its hooks.
+        runner, self.runner = self.runner, self.ddp or self.model
+        try:
+            return audit(
+                self.model,
+                self.optimizer,
+                lambda: self.step(next(upcoming)),
+                scaler=self.scaler if self.scaler.is_enabled() else None,
+                ddp=self.ddp,
+                copies=copies,
+            )
+        finally:
+            self.runner = runner
 
     def watch(self, folder: Path, done: int, display: Display) -> Watcher:
         """The recorder of this run."""
