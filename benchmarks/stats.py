@@ -3,7 +3,8 @@
 python benchmarks/stats.py [--quick]
 
 The floor is ``torch.sum`` over one flat buffer of the same bytes, in the same rounds, one thread,
-process CPU time. Prints the table and writes results/stats.json. ``--quick`` leaves out ViT-B.
+process CPU time. Prints the table, writes results/stats.json and puts the table into the pages
+docs/*/statistics.md. ``--quick`` leaves out ViT-B and writes nothing.
 """
 
 import os
@@ -11,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from learnables.stats import FORCE, backend, magnitudes, statistics
 
+BEGIN, END = "<!-- table of benchmarks/stats.py -->", "<!-- end of table -->"
 TARGETS = {  # issue's wording, in reads of the memory; for ViT-B
     "native, with histogram": 4.0,
     "native, without histogram": 1.4,
@@ -124,11 +127,25 @@ def show(name: str, tensors: list[Tensor], timings: dict[str, Timing]) -> None:
         )
 
 
+def publish(rows: list[dict[str, Any]]) -> None:
+    """Put the table between the two markers of each page."""
+    head = [row["model"] for row in rows]
+    lines = [f"| | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
+    for label in rows[0]["timings"]:
+        cells = (row["timings"][label] for row in rows)
+        lines.append(f"| {label} | {' | '.join(f'{t.ratio:.1f}' for t in cells)} |")
+    for page in Path(__file__).parents[1].glob("docs/*/statistics.md"):
+        before, _, rest = page.read_text("utf-8").partition(BEGIN)
+        _, _, after = rest.partition(END)
+        page.write_text(before + "\n".join([BEGIN, *lines, END]) + after, "utf-8")
+
+
 def main() -> None:
     torch.set_num_threads(1)
     models = {"ViT-Tiny": 192} if "--quick" in sys.argv else {"ViT-Tiny": 192, "ViT-B": 768}
     rows = [measure(name, dim, rounds=21) for name, dim in models.items()]
     if "--quick" not in sys.argv:
+        publish(rows)
         save("stats", rows, backend=backend()._asdict(), wanted_for_vit_b=TARGETS)
 
 
