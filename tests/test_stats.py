@@ -308,6 +308,7 @@ def test_backend_says_who_looks_and_why(kernel, monkeypatch) -> None:
 
 
 def test_a_forced_kernel_that_is_not_there_is_an_error(monkeypatch) -> None:
+    monkeypatch.delenv(FORCE, raising=False)
     monkeypatch.setattr(native, "available", lambda: (False, "statistics.c was not built"))
     assert backend() == ("torch", "statistics.c was not built")
     monkeypatch.setenv(FORCE, "native")

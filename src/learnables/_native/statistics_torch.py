@@ -37,25 +37,24 @@ def run(
         moments = torch.stack([torch.stack(seen[:5]) for seen in looked], dim=1)
         integers = torch.stack([torch.stack(seen[5:]) for seen in looked], dim=1)
         return moments, integers, bins
-    moments = torch.zeros(5, rows, dtype=torch.float64)
-    integers = torch.zeros(2, rows, dtype=torch.int64)
     scratch = torch.empty(min(_CHUNK, max(x.numel() for x in tensors)))
+    seen = []
     for i, x in enumerate(tensors):
-        total = squares = 0.0
-        low, high = math.inf, -math.inf
-        zeros = nonfinite = 0
-        for part in torch.split(x.view(-1), _CHUNK) if x.numel() else ():
-            seen = _look(part, None if bins is None else bins[i], scratch, quick=quick)
-            total += seen[0]
-            squares += seen[1]
-            low, high = min(low, seen[2]), max(high, seen[3])
-            zeros += seen[4]
-            nonfinite += seen[5]
-        moments[:, i] = torch.tensor(
-            [total, squares, max(high, -low, 0.0), low + 0.0, high + 0.0], dtype=torch.float64
-        )
-        integers[0, i], integers[1, i] = zeros, nonfinite
-    return moments, integers, bins
+        into = None if bins is None else bins[i]
+        parts = torch.split(x.view(-1), _CHUNK) if x.numel() else ()
+        seen.append(_merged([_look(part, into, scratch, quick=quick) for part in parts]))
+    numbers = torch.tensor(seen, dtype=torch.float64).T
+    return numbers[:5].contiguous(), numbers[5:].long(), bins
+
+
+def _merged(parts: list[tuple[float, float, float, float, int, int]]) -> tuple[float, ...]:
+    """A row of the results: sum, sum of squares, absmax, min, max, zeros, non-finite."""
+    if not parts:
+        return 0.0, 0.0, 0.0, math.inf, -math.inf, 0, 0
+    totals, squares, lows, highs, zeros, nonfinite = zip(*parts, strict=True)
+    low, high = min(lows) + 0.0, max(highs) + 0.0  # no -0.0
+    absmax = max(high, -low, 0.0)
+    return sum(totals), sum(squares), absmax, low, high, sum(zeros), sum(nonfinite)
 
 
 def _look(
@@ -77,6 +76,9 @@ def _look(
     ordinary = 1e-10 < max(high, -low) < 1e15
     if not ordinary or x.dtype is not torch.float32 or (x.numel() < _MANY and not quick):
         return _look_closely(x)
+    if quick and x.numel() % 512 == 0:  # torch adds what it squares in a row: blocks keep it good
+        norms = torch.linalg.vector_norm(x.view(-1, 512), dim=1).double()
+        return 0.0, norms.dot(norms).item(), low, high, 0, 0
     squares = torch.mul(x, x, out=scratch[: x.numel()])
     sum_of_squares = squares.sum().item()
     if quick:
