@@ -10,6 +10,7 @@ from torch import Tensor, nn, overrides
 from torch.nn.modules import activation, batchnorm, conv, instancenorm, normalization, rnn
 from torch.nn.modules import module as _module
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
+from torch.nn.utils import parametrizations
 from torch.overrides import TorchFunctionMode
 
 NORMS = (
@@ -79,6 +80,21 @@ def pull_together_(xs: Sequence[Tensor], to: Sequence[Tensor], rate: float | Ten
 def copy_all_(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy each value into its tensor, in one multi-tensor operation."""
     torch._foreach_copy_(list(to), list(values))
+
+
+def parametrization_of(step: nn.Module) -> str:
+    """What torch calls one of its own parametrizations; empty for anybody else's.
+
+    ``"orthogonal: householder"`` (or ``cayley``, ``matrix_exp``), ``"spectral_norm"``,
+    ``"weight_norm"``.
+    """
+    kind = type(step)
+    if kind.__module__ != parametrizations.__name__:
+        return ""
+    if kind is parametrizations._Orthogonal:
+        return f"orthogonal: {step.orthogonal_map.name}"  # type: ignore[union-attr]
+    names = {"_SpectralNorm": "spectral_norm", "_WeightNorm": "weight_norm"}
+    return names.get(kind.__name__, "")
 
 
 def has_fast_bf16() -> bool:
