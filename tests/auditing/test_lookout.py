@@ -193,6 +193,28 @@ def test_an_exception_passes_and_only_whole_iterations_count() -> None:
     assert [f.code for f in seen.report.findings if f.severity == "error"] == ["LRN201"]
 
 
+def test_an_optimizer_of_layers_that_are_gone_is_not_called_clean() -> None:
+    torch.manual_seed(0)
+    judge = nn.Linear(1, 1)  # trainable, reached by gradients, and nobody's business
+    with ln.observe(steps=2) as seen:
+        model = nn.Sequential(nn.Linear(4, 4).requires_grad_(False), nn.Linear(4, 2))
+        optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+        model[1] = nn.Linear(4, 1)
+        for _ in range(4):
+            plain(model, optimizer, torch.randn(8, 4))
+    assert seen.report is not None
+    assert [f.where for f in seen.report.findings if f.code == "LRN201"] == [["1.weight", "1.bias"]]
+    with ln.observe(steps=2) as seen:
+        model = nn.Linear(4, 1)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(4):
+            optimizer.zero_grad()
+            judge(model(torch.randn(8, 4))).square().mean().backward()
+            optimizer.step()
+    assert seen.report is not None
+    assert seen.report.ok, seen.report
+
+
 def test_a_copy_of_the_model_takes_no_part() -> None:
     torch.manual_seed(0)
     with ln.observe(steps=2) as seen:

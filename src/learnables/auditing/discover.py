@@ -33,16 +33,19 @@ class Everything(nn.Module):
 
     @classmethod
     def alive(cls, optimizers: Iterable[Optimizer]) -> "Everything":
-        """All models whose parameters some optimizer holds."""
+        """All models that may train: an optimizer holds a parameter, or one asks for a gradient."""
         held = _held_by([*optimizers, *optimizers_alive()])
         everything = cls()
         for root in roots_alive():
-            if held.intersection(map(id, root.parameters())):
+            if any(p.requires_grad or id(p) in held for p in root.parameters()):
                 everything.add_module(f"{type(root).__name__}_{len(everything._modules)}", root)
         return everything
 
     def narrow(self, evidence: Evidence) -> Evidence:
         """Only what took part: models that an optimizer stepped, and the optimizers that did.
+
+        Where an optimizer steps nothing of any model, so that it may hold what a model once had,
+        the models that gradients reach took part too.
 
         Where that is one model, names lose the prefix that told several apart.
         """
@@ -52,11 +55,13 @@ class Everything(nn.Module):
             seen for seen in evidence.optimizers if seen.given or id(seen.optimizer) in stepping
         )
         held = _held_by([seen.optimizer for seen in optimizers])
-        children = {
-            name: module
-            for name, module in self._modules.items()
-            if module is not None and held.intersection(map(id, module.parameters()))
-        }
+        modules = {name: module for name, module in self._modules.items() if module is not None}
+        of = {name: {id(p) for p in module.parameters()} for name, module in modules.items()}
+        names = {name for name, params in of.items() if params & held}
+        if any(not _held_by([seen.optimizer]) & set().union(*of.values()) for seen in optimizers):
+            reached = [entry for entry in evidence.entries if evidence.ever(entry, "reached")]
+            names |= {name.partition(".")[0] for entry in reached for name in entry.names}
+        children = {name: module for name, module in modules.items() if name in names}
         alone = f"{next(iter(children))}." if len(children) == 1 else ""
         renamed = {
             old: Entry(

@@ -58,6 +58,7 @@ class Observer:
         on_boundary: For loops that do not call `begin` and `end` themselves: called when the first
             thing after an optimizer step happens, with whether the observer may be closed there.
         is_last: For such loops: whether nothing more is to be traced after the iteration at work.
+        taking_turns: How many optimizers there are at least, known or not.
         on_event: Called after each event.
         trace: Whether to follow the calls, for the endings.
     """
@@ -69,6 +70,7 @@ class Observer:
         budget: int = SNAPSHOT_BUDGET,
         on_boundary: Callable[[bool], None] | None = None,
         is_last: Callable[[], bool] | None = None,
+        taking_turns: int = 1,
         on_event: Callable[[Event], None] | None = None,
         trace: bool = True,
     ) -> None:
@@ -81,10 +83,11 @@ class Observer:
         self._budget = budget
         self._on_boundary = on_boundary
         self._is_last = is_last
+        self._taking_turns = taking_turns
         self._on_event = on_event
         self._patches = Patches()
         self.trace = Trace(entry.param for entry in survey.entries) if trace else None
-        self._sequence = 0
+        self._sequences: list[int] = []
         self.batch_size: int | None = None
         self._is_open = False
         self._open_backward: dict[Tensor, Amount] | None = None
@@ -150,7 +153,7 @@ class Observer:
         self._backwards = self._steps = 0
         if self.iteration:
             self._watch_newcomers()
-        self._sequence = 0 if in_the_middle else sequence_now()
+        self._sequences.append(0 if in_the_middle else sequence_now())
         for slot in self.slots:
             slot.begin()
         if self.trace is not None:
@@ -298,7 +301,17 @@ class Observer:
     def _graph_begins(self, before: int) -> None:
         """A parameter enters a graph: the next forward, also where no module is called for it."""
         self._boundary(may_stop=False)  # a mode cannot be taken off inside a call that it watches
-        self._sequence = before
+        self._sequences[-1] = before
+
+    @property
+    def _oldest_fresh(self) -> int:
+        """Graph nodes below this number are stale.
+
+        Each step of each of several optimizers is an iteration, and they take turns: what one of
+        them trains with may have been computed before the step of another.
+        """
+        turns = max(1, self._taking_turns, len(self.survey.optimizers))
+        return self._sequences[-turns] if turns <= len(self._sequences) else 0
 
     def _wrap_backward(self, original: Callable[..., Any]) -> Callable[..., Any]:
         def backward(tensors: Any, *args: Any, **kwargs: Any) -> Any:
@@ -334,7 +347,7 @@ class Observer:
             for p in cleared:
                 self._pending.pop(id(p), None)
             self._pending.update({id(p): p for p in arrived})
-            stale = tuple(x for x, youngest in leaves.values() if youngest < self._sequence)
+            stale = tuple(x for x, youngest in leaves.values() if youngest < self._oldest_fresh)
             if self.trace is not None:
                 self.trace.stale(stale)
             self._event(

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import is_uninitialised, local, without_compiling
-from learnables.auditing.discover import Everything
+from learnables.auditing.discover import Everything, optimizers_alive
 from learnables.auditing.evidence import Crash, Evidence, Stage
 from learnables.auditing.intent import Intent, Loaded
 from learnables.auditing.lookout import Lookout
@@ -441,7 +441,12 @@ class Observation:
         if model is None:
             model = Everything.alive(self._optimizers)
         found = survey(model, self._optimizers, None, self._modules, self._actors)
-        self._observer = Observer(found, on_boundary=self._boundary, is_last=self._is_last)
+        self._observer = Observer(
+            found,
+            on_boundary=self._boundary,
+            is_last=self._is_last,
+            taking_turns=len(optimizers_alive()) if self._model is None else 1,
+        )
         self._open.enter_context(self._observer)
         self._observer.begin(in_the_middle=in_the_middle)
 

@@ -45,6 +45,7 @@ _VIEW_NAMES = """
     __getitem__ view reshape unsqueeze squeeze expand expand_as transpose permute flatten to float
     half double bfloat16 type_as contiguous t T mT select narrow view_as unflatten
 """
+_SAID = frozenset({"data", "detach", "detach_", "item", "tolist", "numpy", "nn.Parameter(...)"})
 _ADDITIVE_NAMES = "add add_ __add__ __radd__ __iadd__ sub __sub__ __rsub__ sub_"
 _WITH_BIAS_NAMES = "linear conv1d conv2d conv3d conv_transpose1d conv_transpose2d"
 _QUIET, _TO_PYTHON, _VIEWS, _ADDITIVE, _WITH_BIAS = (
@@ -438,8 +439,9 @@ class Trace(TorchFunctionMode):
             return self._silent(bit)
         cuts = [(i, cut) for i, (cut, bits) in enumerate(self._cuts) if bits & bit]
         flowing = [cut for i, cut in cuts if self._roots_dead >> i & 1]
-        if flowing:
-            return Ending("cut", flowing[0].op, flowing[0].location)
+        if flowing:  # an action that was sampled on the way is no culprit where somebody detaches
+            said = next((cut for cut in flowing if cut.op in _SAID), flowing[0])
+            return Ending("cut", said.op, said.location)
         dropped = [r for r in self._records if r.bits & bit and not r.eaten]
         to_python = [cut for _, cut in cuts if cut.op.partition("(")[0] in _TO_PYTHON]
         if dropped and not to_python:

@@ -1,9 +1,10 @@
 """LRN401: what the optimizer steps with a gradient does change."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from learnables.auditing.evidence import Evidence, Look, Stage
 from learnables.auditing.rule import Finding, rule
+from learnables.entries import Entry
 
 
 @rule("LRN401", needs=Stage.STEP)
@@ -37,7 +38,9 @@ def value_never_moves(evidence: Evidence) -> Iterator[Finding]:
     for entry in evidence.trainable():
         looks = [look for look in evidence.looks_at(entry) if _is_full_step(look)]
         if looks and not any("step" in look.changes for look in looks):
-            largest = max(look.gradient.absmax for look in looks if look.gradient)
+            largest = _largest(looks)
+            if largest < _ROUND_OFF * _largest_of_siblings(evidence, entry):
+                continue  # a gradient that cancels: another rule's matter
             yield Finding(
                 what="the optimizer steps a parameter and its value does not change",
                 where=list(entry.names),
@@ -45,6 +48,19 @@ def value_never_moves(evidence: Evidence) -> Iterator[Finding]:
                 f"gradient up to {largest:.1e}, learning rate {looks[-1].lr:g}",
                 wanted="a change in at least one of them",
             )
+
+
+_ROUND_OFF = 1e-5
+
+
+def _largest(looks: Iterable[Look]) -> float:
+    return max((look.gradient.absmax for look in looks if look.gradient), default=0.0)
+
+
+def _largest_of_siblings(evidence: Evidence, entry: Entry) -> float:
+    """The largest gradient of the parameters of the same module."""
+    siblings = [other for other in evidence.trainable() if other.owner is entry.owner]
+    return max(_largest(evidence.looks_at(other)) for other in siblings)
 
 
 def _is_full_step(look: Look) -> bool:
