@@ -1,8 +1,8 @@
 """What it costs to keep parameters in a set, and what it does to training, beside the peers.
 
     python benchmarks/constraints.py            # all of it, some minutes on one core
-    python benchmarks/constraints.py --speed    # the speed rows only
-    python benchmarks/constraints.py --training # the convergence rows only
+    python benchmarks/constraints.py --speed    # results/constraints.json only
+    python benchmarks/constraints.py --training # results/constraints_training.json only
 
 Peers that are not installed are left out: geotorch, geoopt, pogo-torch. Times are CPU seconds of
 one thread; every ratio is taken within rounds that run both tasks in turn.
@@ -460,8 +460,9 @@ def main() -> None:
             measure(speed)
     if "--speed" not in sys.argv:
         training(trained)
-    if len(sys.argv) == 1:
-        print(save("constraints", {"speed": speed, "training": trained}, versions=versions()))
+    for name, rows in (("constraints", speed), ("constraints_training", trained)):
+        if rows:
+            print(save(name, rows, versions=versions()))
 
 
 if __name__ == "__main__":
