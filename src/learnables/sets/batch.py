@@ -182,7 +182,9 @@ class Group:
 
     def _stacked(self, params: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:
         """All points in one batch of at least 32 bits, and the shape each parameter has."""
+        # Detached, because a view of a Parameter asks for a gradient even under no_grad.
         here = [gather(p) if self.placing == "whole" else local(p) for p in params]
+        here = [x.detach() for x in here]
         shapes = [x.shape for x in here]
         points = [self.constraint.points(x) for x in here]
         ndim = self.constraint.set.point_ndim

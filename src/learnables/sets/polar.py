@@ -68,8 +68,8 @@ def residual(x: Tensor, total: Total | None = None) -> Tensor:
 
 def _gram(x: Tensor, tall: bool) -> Tensor:
     if x.ndim == 3:
-        plain = not (x.is_complex() or torch.compiler.is_compiling() or x.requires_grad)
-        if plain and x.device.type == "cpu" and min(x.shape[-2:]) >= _SYMMETRIC:
+        plain = not x.is_complex() and not (x.requires_grad and torch.is_grad_enabled())
+        if plain and can_look(x) and min(x.shape[-2:]) >= _SYMMETRIC:
             return symmetric_product(x, tall)
         return torch.bmm(x.mH, x) if tall else torch.bmm(x, x.mH)
     return x.mH @ x if tall else x @ x.mH
