@@ -3,21 +3,24 @@
     python benchmarks/constraints.py            # all of it, some minutes on one core
     python benchmarks/constraints.py --speed    # results/constraints.json only
     python benchmarks/constraints.py --training # results/constraints_training.json only
+    python benchmarks/constraints.py --table    # write what the files say into the docs page
 
 Peers that are not installed are left out: geotorch, geoopt, pogo-torch. Times are CPU seconds of
 one thread; every ratio is taken within rounds that run both tasks in turn.
 """
 
+import json
 import math
 import os
 import sys
 import warnings
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
-from environment import Timing, paired, save
+from environment import RESULTS, Timing, paired, save
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
@@ -35,6 +38,7 @@ except ImportError as error:
     print(f"{error.name} is not installed: its rows are left out")
     geoopt = geotorch = POGO = pogo = None
 
+BEGIN, END = "<!-- benchmarks/constraints.py --table -->", "<!-- end of the table -->"
 Rows = list[dict[str, Any]]
 ORTHOGONAL = ln.sets.Orthogonal()
 
@@ -446,7 +450,63 @@ def versions() -> dict[str, str]:
     return found
 
 
+def table() -> str:
+    """The two result files as Markdown, with the environment that each was measured in."""
+    lines = []
+    for name in ("constraints", "constraints_training"):
+        path = RESULTS / f"{name}.json"
+        if not path.exists():
+            continue
+        found = json.loads(path.read_text(encoding="utf-8"))
+        at, peers = found["environment"], found["versions"]
+        lines += [
+            "",
+            f"{at['cpu']}, {at['threads']} thread, "
+            f"load {at['load_1min']:.1f} on {at['cores']} cores, "
+            f"torch {at['torch']}, {', '.join(f'{k} {v}' for k, v in peers.items())}, "
+            f"{at['date'][:10]}:",
+            "",
+        ]
+        timed = [r for r in found["rows"] if "timing" in r]
+        steady = [r for r in found["rows"] if r["case"] == "steady"]
+        trained = [r for r in found["rows"] if "loss" in r]
+        if timed:
+            lines += ["| case | what | time | ratio | defect |", "|---|---|---|---|---|"]
+        for r in timed:
+            err = f"{r['defect']:.1e}" if r["defect"] is not None else ""
+            took, ratio = r["timing"]["median"] * 1e3, r["timing"]["ratio"]
+            lines.append(
+                f"| {r['case']} | {r['name']} | {took:.2f} ms | {ratio:.2f} × {r['unit']} | {err} |"
+            )
+        if steady:
+            lines += ["", "| columns | mode | step | worst defect |", "|---|---|---|---|"]
+        for r in steady:
+            lines.append(f"| {r['n']} | {r['how']} | {r['step']:g} | {r['defect']:.1e} |")
+        if trained:
+            lines += [
+                "| problem | method | final loss | rate | of the matrix |",
+                "|---|---|---|---|---|",
+            ]
+        for r in trained:
+            lines.append(
+                f"| {r['case']} | {r['name']} | {r['loss']:.2e} | {r['rate']:g} | "
+                f"{r['rate of the matrix']:g} |"
+            )
+    return "\n".join(lines[1:])
+
+
+def write_table() -> None:
+    page = Path(__file__).parents[1] / "docs" / "en" / "constraints.md"
+    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
+    after = rest.split(END)[1]
+    page.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
+    print(page)
+
+
 def main() -> None:
+    if "--table" in sys.argv:
+        write_table()
+        return
     if os.environ.get("OMP_NUM_THREADS") != "1":  # numpy's BLAS reads it when it is loaded
         os.environ["OMP_NUM_THREADS"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.argv])
