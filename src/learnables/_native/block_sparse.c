@@ -27,6 +27,7 @@ enum {
   DEPTH = 256,  /* terms of a sum that run together: with WIDTH columns, they fit into the cache */
   WIDTH = 64,
   AHEAD = 12,   /* rows that are fetched before they are needed */
+  CACHE = 1 << 20, /* bytes of a core's cache */
   MAX_THREADS = 256
 };
 enum product { PRODUCT, TRANSPOSED, SAMPLED };
@@ -122,7 +123,7 @@ typedef float four __attribute__((vector_size(16), may_alias));
 typedef struct {
   void (*product)(const job *, int64_t, int64_t, int64_t);
   void (*transposed)(const job *, int64_t, int64_t, int64_t);
-  void (*sampled)(const job *, int64_t, int64_t);
+  void (*sampled)(const job *, int64_t, int64_t, int64_t, int64_t);
 } kernels;
 
 #define KERNELS(suffix) \
@@ -159,7 +160,7 @@ typedef struct {
   job it;
   kernels kernel;
   enum product which;
-  int64_t units, panels, step;
+  int64_t units, panels, step; /* step: samples of a panel, or that SAMPLED looks at together */
   atomic_llong next;
 } work;
 
@@ -169,8 +170,12 @@ static void *labour(void *argument) {
     const int64_t unit = atomic_fetch_add_explicit(&w->next, 1, memory_order_relaxed);
     if (unit >= w->units) return NULL;
     if (w->which == SAMPLED) {
-      for (int64_t e = w->it.row_starts[unit]; e < w->it.row_starts[unit + 1]; e++)
-        w->kernel.sampled(&w->it, unit, e);
+      const int64_t top = w->it.R * unit / w->units, end = w->it.R * (unit + 1) / w->units;
+      for (int64_t s = 0; s == 0 || s < w->it.samples; s += w->step)
+        for (int64_t r = top; r < end; r++)
+          for (int64_t e = w->it.row_starts[r]; e < w->it.row_starts[r + 1]; e++)
+            w->kernel.sampled(&w->it, r, e, s,
+                              s + w->step < w->it.samples ? s + w->step : w->it.samples);
       continue;
     }
     /* Neighbouring units share a panel of samples, which stays in the cache they share. */
@@ -210,8 +215,13 @@ __attribute__((visibility("default"))) int learnables_block_sparse(
     return BAD_INDEX;
   w.kernel = choose((enum kind)kind, level, which == PRODUCT ? p : q);
   if (!w.kernel.product) return NO_KERNEL;
+  if (threads > MAX_THREADS) threads = MAX_THREADS;
   if (which == SAMPLED) {
-    w.units = w.it.R;
+    /* Samples that fit into a core's cache go past all blocks before the next ones come. */
+    w.step = CACHE / ((kind == FLOAT64 ? 8 : 4) * (in + out));
+    w.step = w.step < 128 ? 128 : w.step / 8 * 8;
+    if (kind == BFLOAT16_PAIRS) w.step = samples ? samples : 1;
+    w.units = threads < 2 ? 1 : w.it.R < 4 * threads ? w.it.R : 4 * threads;
   } else {
     w.panels = (samples + PANEL - 1) / PANEL;
     w.step = w.panels ? (samples + w.panels - 1) / w.panels : 1;
@@ -220,7 +230,6 @@ __attribute__((visibility("default"))) int learnables_block_sparse(
   }
   pthread_t helpers[MAX_THREADS];
   int started = 0;
-  if (threads > MAX_THREADS) threads = MAX_THREADS;
   if (threads > w.units) threads = (int)w.units;
   while (started < threads - 1 && !pthread_create(helpers + started, NULL, labour, &w)) started++;
   labour(&w);

@@ -265,15 +265,16 @@ TARGET static void NAME(transposed)(const job *it, int64_t c, int64_t first, int
   if (pieces) NAME(multiply_rows)(m, wide, pieces, piece, g, it->out, q, gx, it->in, start, NULL);
 }
 
-/* One stored block: gw = gᵀ · x, some samples at a time, whose slices stay in the cache. */
-TARGET static void NAME(sampled)(const job *it, int64_t r, int64_t e) {
+/* Samples first … last of one stored block: gw (+)= gᵀ · x. */
+TARGET static void NAME(sampled)(const job *it, int64_t r, int64_t e, int64_t first,
+                                 int64_t last) {
   const int64_t p = it->p, q = it->q, c = it->columns[e];
   const int64_t high = extent(r, p, it->out), wide = extent(c, q, it->in);
   const REAL *g = (const REAL *)it->x + r * p, *x = (const REAL *)it->w + c * q;
   REAL *gw = (REAL *)it->y + e * p * q;
-  if (high < p || wide < q || !it->samples) memset(gw, 0, p * q * sizeof(REAL));
-  for (int64_t s = 0; s < it->samples; s += DEPTH) {
-    const int64_t deep = it->samples - s < DEPTH ? it->samples - s : DEPTH;
+  if (first == 0 && (high < p || wide < q || last == 0)) memset(gw, 0, p * q * sizeof(REAL));
+  for (int64_t s = first; s < last; s += DEPTH) {
+    const int64_t deep = last - s < DEPTH ? last - s : DEPTH;
     const struct piece piece = {0, deep, x + s * it->in};
     NAME(multiply_columns)(high, wide, &piece, g + s * it->out, it->out, it->in, gw, q,
                            s ? FROM_RESULT : FROM_NOTHING);

@@ -132,7 +132,9 @@ TARGET static void transposed_bf16(const job *it, int64_t c, int64_t first, int6
   }
 }
 
-TARGET static void sampled_bf16(const job *it, int64_t r, int64_t e) {
+/* All samples at once, for the sum is rounded at its end. */
+TARGET static void sampled_bf16(const job *it, int64_t r, int64_t e, int64_t first, int64_t last) {
+  (void)first, (void)last;
   const int64_t p = it->p, q = it->q, c = it->columns[e];
   const int64_t whole_high = extent(r, p, it->out), whole_wide = extent(c, q, it->in);
   half *gw = (half *)it->y + e * p * q;
