@@ -1,9 +1,10 @@
-"""Who computes the block-sparse products: plain torch or a native kernel, by device and dtype."""
+"""Who computes the block-sparse products: native code, Triton or plain torch."""
 
 import functools
 import logging
 import os
-from typing import NamedTuple
+from importlib import import_module
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,9 +16,9 @@ from learnables.sparse.layout import Index
 from learnables.sparse.plan import plan_of
 
 FORCE = "LEARNABLES_SPARSE"
-"""Environment variable that forces one backend: ``torch`` or ``native``."""
+"""Environment variable that forces one backend: ``torch``, ``native`` or ``triton``."""
 
-BACKENDS = ("torch", "native")
+_TRITON_DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 _log = logging.getLogger("learnables.sparse")
 
 
@@ -31,53 +32,75 @@ class Backend(NamedTuple):
 def backend(x: Tensor | None = None) -> Backend:
     """Which backend computes products with ``x`` (a float32 CPU tensor when None), and why.
 
-    ``native`` needs the built kernel, a CPU and a floating dtype; ``torch`` is always there. The
-    environment variable ``LEARNABLES_SPARSE`` forces one of them. The logger ``learnables.sparse``
-    is told once for each dtype and device: a warning where the native kernel was not built.
+    ``native`` needs the built kernel, a CPU and a floating dtype; ``triton`` a GPU, Triton, which
+    comes with CUDA builds of torch, and blocks of multiples of 16; ``torch`` is always there. The
+    environment variable ``LEARNABLES_SPARSE`` forces one for the dtypes that it can compute in.
+    The logger ``learnables.sparse`` is told once for each dtype and device, with a warning where
+    a kernel for it was not built or cannot run.
 
     Raises:
-        LearnablesError: The environment forces a backend that is unknown, not there, or cannot
-            compute in this dtype on this device.
+        LearnablesError: The environment forces a backend that is unknown or not there.
 
     Example:
         >>> backend(torch.zeros(2, dtype=torch.int32))
         Backend(name='torch', why='dtype torch.int32')
     """
-    device, dtype = ("cpu", torch.float32) if x is None else (x.device.type, x.dtype)
-    return _backend(device, dtype, os.environ.get(FORCE))
+    x = torch.empty(0) if x is None else x
+    return _backend(x.device, x.dtype, os.environ.get(FORCE))
 
 
 @functools.cache  # so each choice is made, and logged, once
-def _backend(device: str, dtype: torch.dtype, forced: str | None) -> Backend:
-    if forced not in (None, "", *BACKENDS):
-        raise LearnablesError(
-            "the environment forces a backend that does not exist",
-            found=f"{FORCE}={forced}",
-            wanted=" or ".join(BACKENDS),
-        )
-    chosen = _choose(device, dtype, forced)
-    if forced == "native" and chosen.name != "native":
-        raise LearnablesError(
-            "the environment forces a backend that cannot do it",
-            found=f"{FORCE}=native, {chosen.why}",
-            wanted="the built kernel, a CPU, a floating dtype",
-            mend=f"unset {FORCE}",
-        )
-    missed = chosen.name == "torch" and not forced and device == "cpu" and dtype in native.DTYPES
+def _backend(device: torch.device, dtype: torch.dtype, forced: str | None) -> Backend:
+    chosen = _choose(device, dtype, forced or None)
+    missed = chosen.name == "torch" and not forced and dtype in _TRITON_DTYPES
     level = logging.WARNING if missed else logging.INFO
     _log.log(level, "block-sparse products of %s on %s: %s (%s)", dtype, device, *chosen)
     return chosen
 
 
-def _choose(device: str, dtype: torch.dtype, forced: str | None) -> Backend:
-    if forced == "torch":
+def _choose(device: torch.device, dtype: torch.dtype, forced: str | None) -> Backend:
+    name = forced or ("native" if device.type == "cpu" else "triton")
+    if name == "native":
+        known, wanted = dtype in native.DTYPES, "the built kernel, and a CPU"
+        there, why = native.available() if device.type == "cpu" else (False, f"device {device}")
+    elif name == "triton":
+        known, wanted = dtype in _TRITON_DTYPES, "a GPU, or TRITON_INTERPRET=1"
+        there, why = _triton_available(device)
+    elif name == "torch":
         return Backend("torch", f"{FORCE}=torch")
-    if device != "cpu":
-        return Backend("torch", f"device {device}")
-    if dtype not in native.DTYPES:
+    else:
+        raise LearnablesError(
+            "no backend has this name",
+            found=f"{FORCE}={forced}",
+            wanted="torch, native or triton",
+            mend=f"unset {FORCE}",
+        )
+    if not known:
         return Backend("torch", f"dtype {dtype}")
-    there, why = native.available()
-    return Backend("native" if there else "torch", why)
+    if forced and not there:
+        raise LearnablesError(
+            f"the {forced} backend is forced, and cannot compute here",
+            found=why,
+            wanted=wanted,
+            mend=f"unset {FORCE}",
+        )
+    return Backend(name if there else "torch", why)
+
+
+def _triton() -> Any:
+    return import_module("learnables._native.block_sparse_triton")
+
+
+def _triton_available(device: torch.device) -> tuple[bool, str]:
+    try:
+        there: tuple[bool, str] = _triton().available(device)
+    except ImportError as error:
+        return False, str(error)
+    return there
+
+
+def _runs_triton(x: Tensor, block: tuple[int, int]) -> bool:
+    return backend(x).name == "triton" and bool(_triton().fits(block))
 
 
 def product(
@@ -85,8 +108,11 @@ def product(
 ) -> Tensor:
     """X · Wᵀ + bias: (B, I) → (B, O)."""
     if backend(x).name == "native":
-        y = native.product(x, weight, index, bias, out_features)
-        return _checked(y, index)
+        return _checked(native.product(x, weight, index, bias, out_features), index)
+    if _runs_triton(x, (weight.shape[1], weight.shape[2])):
+        plan_of(index)  # checks it
+        y: Tensor = _triton().product(x, weight, index, bias, out_features)
+        return y
     return reference.product(x, weight, index, out_features, bias)
 
 
@@ -94,6 +120,10 @@ def transposed_product(g: Tensor, weight: Tensor, index: Index, in_features: int
     """G · W: (B, O) → (B, I)."""
     if backend(g).name == "native":
         return _checked(native.transposed_product(g, weight, index, in_features), index)
+    if _runs_triton(g, (weight.shape[1], weight.shape[2])):
+        plan_of(index)
+        gx: Tensor = _triton().transposed_product(g, weight, index, in_features)
+        return gx
     return reference.transposed_product(g, weight, index, in_features)
 
 
@@ -101,6 +131,10 @@ def sampled_product(g: Tensor, x: Tensor, index: Index, block: tuple[int, int]) 
     """gᵀ · x at the stored blocks: (B, O), (B, I) → (E, p, q)."""
     if backend(x).name == "native":
         return _checked(native.sampled_product(g, x, index, block), index)
+    if _runs_triton(x, block):
+        row_of = plan_of(index).row_of
+        weight: Tensor = _triton().sampled_product(g, x, index, row_of, block)
+        return weight
     return reference.sampled_product(g, x, index, block)
 
 
