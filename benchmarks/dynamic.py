@@ -52,60 +52,50 @@ def kinds() -> list[dict[str, Any]]:
 
 def one_kind(kind: str) -> dict[str, Any]:
     I, C, H, B = 256, 128, 256, 256  # noqa: E741
-    if True:
-        torch.manual_seed(0)
-        layer = ln.nn.DynamicLinear(I, I, C, kind=kind, hidden_features=H, bias=False)
-        x, condition, g = (
-            torch.randn(B, I, requires_grad=True),
-            torch.randn(B, C),
-            torch.randn(B, I),
-        )
-        leaves = [x, *layer.parameters()]
+    torch.manual_seed(0)
+    layer = ln.nn.DynamicLinear(I, I, C, kind=kind, hidden_features=H, bias=False)
+    x, condition = torch.randn(B, I, requires_grad=True), torch.randn(B, C)
+    g, leaves = torch.randn(B, I), [x, *layer.parameters()]
 
-        def built(layer=layer, x=x, condition=condition, kind=kind):
-            """Every sample's weight, then one batched product: CondConv's way."""
-            h = layer.activation(
-                nn.functional.linear(condition, layer.hidden_weight, layer.hidden_bias)
-            )
-            if kind == "basis":
-                gates = nn.functional.linear(h, layer.gate_weight, layer.gate_bias).softmax(-1)
-                weight = (gates @ layer.basis_weight.flatten(1)).view(B, I, I)
-            else:
-                left = (h @ layer.left_weight.flatten(1)).view(B, -1, I)
-                right = (h @ layer.right_weight.flatten(1)).view(B, I, -1)
-                weight = right @ left
-            return torch.bmm(x[:, None], weight + layer.weight.t()).squeeze(1)
+    def ours() -> Tensor:
+        return layer(x, condition)
 
-        torch.testing.assert_close(built(), layer(x, condition), rtol=1e-4, atol=1e-4)
-        flop = multiplications(kind, B, I, H, C)
-        rate = nn.Linear(I, I, bias=False)
-        wide = torch.randn(flop // (I * I), I, requires_grad=True)  # a dense product of as many
-        wide_g = torch.randn(len(wide), I)
-        timings = paired(
-            training(lambda rate=rate, wide=wide: rate(wide), wide_g, [wide, rate.weight]),
-            {
-                "learnables": training(lambda layer=layer: layer(x, condition), g, leaves),
-                "every weight built": training(built, g, leaves),
-            },
-            rounds=9,
-            seconds=6,
-        )
-        ours, theirs = timings["learnables"], timings["every weight built"]
-        rows.append(
-            {
-                "kind": kind,
-                "faster_than_built": theirs.median / ours.median,
-                "x_dense_product_of_its_flop": ours.ratio,
-                "ms": 1e3 * ours.median,
-                "kept_MB": kept(lambda layer=layer: layer(x, condition), leaves) / 1e6,
-                "built_kept_MB": kept(built, leaves) / 1e6,
-            }
-        )
-        show(rows[-1])
-    return rows
+    def built() -> Tensor:
+        """Every sample's weight, then one batched product: CondConv's way."""
+        h = nn.functional.linear(condition, layer.hidden_weight, layer.hidden_bias).relu()
+        if kind == "basis":
+            gates = nn.functional.linear(h, layer.gate_weight, layer.gate_bias).softmax(-1)
+            weight = (gates @ layer.basis_weight.flatten(1)).view(B, I, I)
+        else:
+            left = (h @ layer.left_weight.flatten(1)).view(B, -1, I)
+            right = (h @ layer.right_weight.flatten(1)).view(B, I, -1)
+            weight = right @ left
+        return torch.bmm(x[:, None], weight + layer.weight.t()).squeeze(1)
+
+    torch.testing.assert_close(built(), ours(), rtol=1e-4, atol=1e-4)
+    flop = multiplications(kind, B, I, H, C)
+    dense = nn.Linear(I, I, bias=False)  # a dense product of as many multiplications
+    wide = torch.randn(flop // (I * I), I, requires_grad=True)
+    timings = paired(
+        training(lambda: dense(wide), torch.randn(len(wide), I), [wide, dense.weight]),
+        {"ours": training(ours, g, leaves), "built": training(built, g, leaves)},
+        rounds=9,
+        seconds=6,
+    )
+    row = {
+        "kind": kind,
+        "faster_than_built": timings["built"].median / timings["ours"].median,
+        "x_dense_product_of_its_flop": timings["ours"].ratio,
+        "ms": 1e3 * timings["ours"].median,
+        "kept_MB": kept(ours, leaves) / 1e6,
+        "built_kept_MB": kept(built, leaves) / 1e6,
+    }
+    show(row)
+    return row
 
 
-def multiplications(kind: str, B: int, I: int, H: int, C: int, K: int = 8, r: int = 8) -> int:  # noqa: E741
+def multiplications(kind: str, B: int, I: int, H: int, C: int) -> int:  # noqa: E741
+    K = r = 8
     shared = B * (C * H + I * I)
     if kind == "basis":
         return shared + B * (H * K + K * I * I)
@@ -114,50 +104,45 @@ def multiplications(kind: str, B: int, I: int, H: int, C: int, K: int = 8, r: in
 
 def full() -> list[dict[str, Any]]:
     """The hyper-network itself, beside the corrected code of the article."""
-    rows = []
+    shapes = ((64, 256), (256, 16)) if QUICK else ((64, 256), (256, 16), (256, 256))
+    return [one_full(d, B) for d, B in shapes]
+
+
+def one_full(d: int, B: int) -> dict[str, Any]:
     C, H = 128, 256
-    for d, B in ((64, 256), (256, 16), (256, 256)) if not QUICK else ((64, 256), (256, 16)):
-        torch.manual_seed(0)
-        layer = ln.nn.DynamicLinear(d, d, C, kind="full", hidden_features=H, bias=False)
-        x, condition, g = (
-            torch.randn(B, d, requires_grad=True),
-            torch.randn(B, C),
-            torch.randn(B, d),
-        )
-        generator = nn.Sequential(nn.Linear(C, H), nn.ReLU(), nn.Linear(H, d * d, bias=False))
-        base = nn.Parameter(torch.randn(d, d) / d**0.5)
+    torch.manual_seed(0)
+    layer = ln.nn.DynamicLinear(d, d, C, kind="full", hidden_features=H, bias=False)
+    x, condition = torch.randn(B, d, requires_grad=True), torch.randn(B, C)
+    g = torch.randn(B, d)
+    generator = nn.Sequential(nn.Linear(C, H), nn.ReLU(), nn.Linear(H, d * d, bias=False))
+    base = nn.Parameter(torch.randn(d, d) / d**0.5)
+    leaves = [x, *layer.parameters()]
+    their_leaves = [x, base, *generator.parameters()]
 
-        def built(generator=generator, base=base, x=x, condition=condition, d=d):
-            return torch.bmm(x[:, None], base + generator(condition).view(-1, d, d)).squeeze(1)
+    def built() -> Tensor:
+        return torch.bmm(x[:, None], base + generator(condition).view(-1, d, d)).squeeze(1)
 
-        timings = paired(
-            training(built, g, [x, base, *generator.parameters()]),
-            {
-                "full": training(
-                    lambda layer=layer: layer(x, condition), g, [x, *layer.parameters()]
-                )
-            },
-            rounds=9,
-            seconds=8 if d * B < 256 * 256 else 16,
-        )
-        ours = kept(lambda layer=layer: layer(x, condition), [x, *layer.parameters()])
-        theirs = kept(built, [x, base, *generator.parameters()])
-        # h is kept by both: the hidden layer is the same.
-        shared = 4 * B * (C + H)
-        rows.append(
-            {
-                "d": d,
-                "B": B,
-                "x_time_of_built": timings["full"].ratio,
-                "kept_MB": ours / 1e6,
-                "built_kept_MB": theirs / 1e6,
-                "less_kept": theirs / ours,
-                "less_kept_beside_h": (theirs - shared) / max(ours - shared, 1),
-                "ms": 1e3 * timings["full"].median,
-            }
-        )
-        show(rows[-1])
-    return rows
+    def ours() -> Tensor:
+        return layer(x, condition)
+
+    timings = paired(
+        training(built, g, their_leaves),
+        {"full": training(ours, g, leaves)},
+        rounds=9,
+        seconds=8 if d * B < 256 * 256 else 16,
+    )
+    kept_by_us, kept_by_them = kept(ours, leaves), kept(built, their_leaves)
+    row = {
+        "d": d,
+        "B": B,
+        "x_time_of_built": timings["full"].ratio,
+        "kept_MB": kept_by_us / 1e6,
+        "built_kept_MB": kept_by_them / 1e6,
+        "less_kept": kept_by_them / kept_by_us,
+        "ms": 1e3 * timings["full"].median,
+    }
+    show(row)
+    return row
 
 
 GRID = [
@@ -170,28 +155,30 @@ GRID = [
 
 def forms() -> list[dict[str, Any]]:
     """24 shapes: what the cost model chose, beside the best of the three exact forms."""
-    rows = []
-    for B, T, I, O, K in GRID[:8] if QUICK else GRID:  # noqa: E741
-        torch.manual_seed(0)
-        h, bank = torch.randn(B, K, requires_grad=True), torch.randn(K, I, O, requires_grad=True)
-        x, g = torch.randn(B, T, I, requires_grad=True), torch.randn(B, T, O)
-        leaves = [h, bank, x]
-        tasks = {
-            form: training(lambda form=form: mix(h, bank, x, form=form), g, leaves)
-            for form in FORMS
-        }
-        chosen = quickest(FORMS, B, T, I, O, K)
-        timings = paired(tasks[chosen], tasks, rounds=7, seconds=2)
-        ratios = {form: timings[form].ratio for form in FORMS}
-        best = min(FORMS, key=lambda form: ratios[form] if form != chosen else 1.0)
-        loss = 1.0 if best == chosen else 1 / ratios[best]
-        row = {"B": B, "T": T, "I": I, "O": O, "K": K, "chosen": chosen, "best": best}
-        ms = {form: 1e3 * timings[form].median for form in FORMS}
-        rows.append({**row, "chosen_over_best": loss, **ms})
-        show(rows[-1])
+    rows = [one_shape(*shape) for shape in (GRID[:8] if QUICK else GRID)]
     within = sum(row["chosen_over_best"] <= 1.1 for row in rows)
     print(f"within 10 % of the best: {within} of {len(rows)}")
     return rows
+
+
+def one_shape(B: int, T: int, I: int, O: int, K: int) -> dict[str, Any]:  # noqa: E741
+    torch.manual_seed(0)
+    h, bank = torch.randn(B, K, requires_grad=True), torch.randn(K, I, O, requires_grad=True)
+    x, g = torch.randn(B, T, I, requires_grad=True), torch.randn(B, T, O)
+
+    def task(form: str) -> Callable[[], None]:
+        return training(lambda: mix(h, bank, x, form=form), g, [h, bank, x])
+
+    chosen = quickest(FORMS, B, T, I, O, K)
+    tasks = {form: task(form) for form in FORMS if form != chosen}
+    timings = paired(task(chosen), tasks, rounds=9, seconds=3)
+    ratios = {chosen: 1.0, **{form: timings[form].ratio for form in tasks}}
+    best = min(ratios, key=ratios.__getitem__)
+    row = {"B": B, "T": T, "I": I, "O": O, "K": K, "chosen": chosen, "best": best}
+    row |= {"chosen_over_best": 1 / ratios[best], "ms": 1e3 * timings["baseline"].median}
+    row |= {f"{form}_over_chosen": ratio for form, ratio in ratios.items() if form != chosen}
+    show(row)
+    return row
 
 
 def show(row: dict[str, Any]) -> None:

@@ -303,6 +303,50 @@ def export(
 
 # --- measure: bench ----------------------------------------------------------------------------
 
+bench = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("sparse")
+def bench_sparse(
+    in_features: Annotated[int, typer.Option("--in", min=1, help="Features in.")] = 1024,
+    out_features: Annotated[int, typer.Option("--out", min=1, help="Features out.")] = 1024,
+    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 512,
+    block: Annotated[int, typer.Option(min=1, help="Side of a block.")] = 64,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch; all when left out.")] = None,
+    seconds: Annotated[float, typer.Option(help="For each layer.")] = 1.0,
+) -> None:
+    """Which linear layer pays here: dense, block-sparse, low-rank or dynamic, forward and backward.
+
+    Raises:
+        BadParameter: There is no such floating dtype, or the block does not fit.
+    """
+    import torch
+
+    from learnables.errors import LayoutError
+    from learnables.nn.comparison import compare
+
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise typer.BadParameter(f"{dtype} is no floating dtype of torch", param_hint="--dtype")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        found = compare(
+            in_features,
+            out_features,
+            batch,
+            block=block,
+            dtype=kind,
+            device=device,
+            seconds=seconds,
+        )
+    except LayoutError as error:
+        raise typer.BadParameter(str(error), param_hint="--block") from error
+    typer.echo(str(found))
+
 
 @app.command()
 def version() -> None:

@@ -30,7 +30,7 @@ class _AnyInt(type):
 
 
 class as_int(builtins.int, metaclass=_AnyInt):
-    """What Triton 3.6 takes ``int`` for: NumPy 2.4 no longer turns an array of one into a number."""
+    """For Triton 3.6, which calls ``int`` on arrays of one; NumPy 2.4 refuses that."""
 
     def __new__(cls, x):
         return builtins.int(x.item() if hasattr(x, "item") else x)
