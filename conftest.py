@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -45,3 +46,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True)
 def _names_in_doctests(doctest_namespace: dict[str, object]) -> None:
     doctest_namespace.update(_NAMES)
+
+
+@pytest.fixture(autouse=True)
+def _no_process_group_is_left_behind() -> Iterator[None]:
+    """Pages about DDP make a group of one process; the next test must be able to make its own."""
+    yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

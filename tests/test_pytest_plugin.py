@@ -149,7 +149,16 @@ def test_loading_it_imports_neither_torch_nor_learnables(tmp_path: Path) -> None
         "    heavy = {'torch', 'learnables', 'numpy', 'rich'} & set(sys.modules)\n"
         "    assert not heavy\n"
     )
-    words = ["-p", "pytest_learnables", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+    words = [
+        "-p",
+        "no:learnables",
+        "-p",
+        "pytest_learnables",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:hypothesispytest",
+    ]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", *words, "test_light.py"],
         cwd=tmp_path,
