@@ -369,7 +369,7 @@ def observe(
         ...         model(torch.ones(2, 4)).sum().backward()
         ...         optimizer.step()
         >>> seen.report
-        <Report: clean; 2 parameters, 4 observed iterations>
+        <Report: clean; 2 parameters, 4 observed iterations...>
     """
     given = [*([optimizer] if optimizer is not None else []), *(optimizers or ())]
     actors = [a for a in (scaler, scheduler, ddp) if a is not None]

@@ -267,7 +267,9 @@ class Job:
         warmup = max(1, round(self.config.warmup * self.steps))
         if step < warmup:
             return self.config.lr * (step + 1) / warmup
-        progress = min(1.0, (step - warmup) / max(1, self.steps - warmup))
+        # A finished run that is resumed to be measured is audited at its last step, not past it.
+        step = min(step, self.steps - 1)
+        progress = max(0.0, (step - warmup) / max(1, self.steps - warmup))
         return self.config.lr * 0.5 * (1 + math.cos(math.pi * progress))
 
     def _batch(self, step: int) -> tuple[Tensor, Any]:
