@@ -50,7 +50,11 @@ def _names_in_doctests(doctest_namespace: dict[str, object]) -> None:
 
 @pytest.fixture(autouse=True)
 def _no_process_group_is_left_behind() -> Iterator[None]:
-    """Pages about DDP make a group of one process; the next test must be able to make its own."""
+    """Pages about DDP make a group of one process; the next test must be able to make its own.
+
+    A group that was there before the test belongs to a fixture of wider scope, which ends it.
+    """
+    before = torch.distributed.is_initialized()
     yield
-    if torch.distributed.is_initialized():
+    if torch.distributed.is_initialized() and not before:
         torch.distributed.destroy_process_group()
