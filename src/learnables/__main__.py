@@ -15,6 +15,11 @@ def main() -> None:
     except LearnablesError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
+    finally:
+        if "torch" in sys.modules:
+            from learnables._torch import let_gloo_rest
+
+            let_gloo_rest()
 
 
 if __name__ == "__main__":

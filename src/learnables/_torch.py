@@ -1,8 +1,10 @@
 """Every private or version-dependent torch name that we use, behind a plain one of ours."""
 
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -228,6 +230,24 @@ def rank_and_world() -> tuple[int, int]:
 def shared_store() -> Any:
     """The key-value store of the default process group; reading and writing it is no collective."""
     return torch.distributed.distributed_c10d._get_default_store()
+
+
+def let_gloo_rest(seconds: float = 5.0) -> None:
+    """Wait until gloo's threads sleep; a process that took part in collectives calls it last.
+
+    A thread of gloo drops its last tensors a moment after the collective was reported as done. If
+    Python is being taken down by then, it aborts the process ("terminate called without an active
+    exception", seen with torch 2.13 under load), and destroy_process_group does not join it.
+    """
+    tasks = Path("/proc/self/task")
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline and tasks.is_dir():
+        time.sleep(0.001)  # gives the GIL away, which such a thread may wait for
+        with suppress(OSError):  # a thread may end while it is read
+            states = [task.joinpath("stat").read_text() for task in tasks.iterdir()]
+            gloo = [state for state in states if "(pt_gloo_runloop)" in state]
+            if all(state.rpartition(")")[2].split()[0] == "S" for state in gloo):
+                return
 
 
 def clip_module() -> Any:

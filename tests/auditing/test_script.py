@@ -212,7 +212,7 @@ for i in range(6):
     optimizer.zero_grad()
     ddp(torch.randn(8, 4)).square().mean().backward()
     optimizer.step()
-print("rank", dist.get_rank(), "done")
+print(f"rank {dist.get_rank()} done\\n", end="", flush=True)
 dist.destroy_process_group()
 """
 

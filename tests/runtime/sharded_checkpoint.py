@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import learnables as ln
+from learnables._torch import let_gloo_rest
 
 
 def build(wrap=lambda model: model, seed=0):
@@ -54,3 +55,4 @@ def main(strategy, folder):
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
+    let_gloo_rest()
