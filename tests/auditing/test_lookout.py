@@ -228,3 +228,22 @@ def test_a_copy_of_the_model_takes_no_part() -> None:
                     slow.lerp_(fast, 0.1)
     assert seen.report is not None
     assert seen.report.ok, seen.report
+
+
+def test_optimizers_that_step_inside_the_backward_share_its_iteration() -> None:
+    torch.manual_seed(0)
+    with ln.observe(steps=3) as seen:
+        model = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 1))
+        of = {p: torch.optim.SGD([p], lr=0.1) for p in model.parameters()}
+
+        def update(p: Tensor) -> None:
+            of[p].step()
+            of[p].zero_grad()
+
+        for p in model.parameters():
+            p.register_post_accumulate_grad_hook(update)
+        for _ in range(6):
+            model(torch.randn(8, 4)).square().mean().backward()
+    assert seen.report is not None
+    assert seen.report.iterations == 3
+    assert seen.report.ok, seen.report

@@ -294,12 +294,19 @@ class Observer:
         return event
 
     def _boundary(self, *, may_stop: bool = True) -> None:
-        """Something happens that belongs to the next iteration if a step is already behind us."""
-        if self._on_boundary is not None and self._steps and self._inside_step is None:
+        """Something happens that belongs to the next iteration if a step is already behind us.
+
+        Not while a backward runs: optimizers that step inside it have stepped only in part.
+        """
+        busy = self._inside_step is not None or self._open_backward is not None
+        if self._on_boundary is not None and self._steps and not busy:
             self._on_boundary(may_stop)
 
     def _graph_begins(self, before: int) -> None:
         """A parameter enters a graph: the next forward, also where no module is called for it."""
+        if self._open_backward is not None and self.trace is not None:  # a checkpoint recomputes
+            self.trace.on_graph = self._graph_begins
+            return
         self._boundary(may_stop=False)  # a mode cannot be taken off inside a call that it watches
         self._sequences[-1] = before
 
@@ -594,7 +601,8 @@ class Observer:
         self._resume_trace()
         if self.trace is None or self._on_boundary is None:
             return
-        if self._steps and self._is_last is not None and self._is_last():
+        may_close = self._open_backward is None  # else the mode is in the middle of a call
+        if may_close and self._steps and self._is_last is not None and self._is_last():
             self.trace.__exit__()
         else:
             self.trace.on_graph = self._graph_begins

@@ -469,8 +469,14 @@ class Observation:
             observer.begin()
 
     def _wanted(self, observer: Observer) -> int:
-        """How many iterations to observe: with several optimizers, each step is one."""
-        return self._steps * max(1, len({id(e.subject) for e in observer.happened("step")}))
+        """How many iterations to observe: more where several optimizers take turns."""
+        steppers: dict[int, set[int]] = {}
+        for event in observer.happened("step"):
+            steppers.setdefault(event.iteration, set()).add(id(event.subject))
+        if not steppers:
+            return self._steps
+        at_once = max(map(len, steppers.values()))
+        return self._steps * -(-len(set().union(*steppers.values())) // at_once)
 
     def _is_last(self) -> bool:
         observer = self._observer
