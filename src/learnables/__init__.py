@@ -19,6 +19,7 @@ _HOME = {
     "observe": "learnables.auditing.run",
     "param_groups": "learnables.policy.groups",
     "parameter": "learnables.declare",
+    "prepare": "learnables.launch",
     "save_checkpoint": "learnables.runtime.checkpoint",
     "silence": "learnables.auditing.silence",
     "sparsify": "learnables.nn.sparsification",
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from learnables.auditing.silence import silence as silence
     from learnables.declare import annotate as annotate
     from learnables.declare import parameter as parameter
+    from learnables.launch import prepare as prepare
     from learnables.nn.sparsification import sparsify as sparsify
     from learnables.policy.attach import attach as attach
     from learnables.policy.groups import param_groups as param_groups

@@ -144,6 +144,23 @@ def gather(x: Tensor) -> Tensor:
     return x
 
 
+def whole_of(part: Tensor, like: Tensor) -> Tensor:
+    """The whole tensor of which each rank has a ``part``, cut as the DTensor ``like`` is.
+
+    A collective call.
+    """
+    from torch.distributed.tensor import DTensor
+
+    whole: Tensor = DTensor.from_local(
+        part,
+        like.device_mesh,  # type: ignore[attr-defined]
+        like.placements,  # type: ignore[attr-defined]
+        shape=like.shape,
+        stride=like.stride(),
+    ).full_tensor()
+    return whole
+
+
 def distribute_like(value: Tensor, like: Tensor) -> Tensor:
     """``value``, which every rank holds whole, with the device and the sharding of a DTensor."""
     from torch.distributed.tensor import distribute_tensor

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, final
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
@@ -92,3 +93,26 @@ def groups_over(
     if len(dims) > 1 and mesh.size() == dist.get_world_size():
         return [None], list(range(mesh.ndim))
     return [mesh.get_group(d) for d in dims], list(dims)
+
+
+def gather_texts(text: str, device: torch.device) -> list[str]:
+    """What every rank says, in the order of the ranks; all must call.
+
+    Args:
+        text: What this rank says; of any length.
+        device: Where tensors of the default process group lie.
+
+    Cost:
+        Two collectives, for the lengths and for the texts, padded to the longest.
+    """
+    raw = torch.frombuffer(bytearray(text.encode()) or bytearray(1), dtype=torch.uint8).to(device)
+    size = torch.tensor([len(text.encode())], device=device)
+    sizes = [torch.empty_like(size) for _ in range(dist.get_world_size())]
+    dist.all_gather(sizes, size)
+    lengths = [int(n) for n in sizes]
+    padded = raw.new_zeros(max(*lengths, 1))
+    padded[: len(raw)] = raw[: len(padded)]
+    everyones = [torch.empty_like(padded) for _ in lengths]
+    dist.all_gather(everyones, padded)
+    pairs = zip(everyones, lengths, strict=True)
+    return [bytes(x[:n].cpu().numpy()).decode() for x, n in pairs]

@@ -86,7 +86,8 @@ class Observer:
         self._taking_turns = taking_turns
         self._on_event = on_event
         self._patches = Patches()
-        self.trace = Trace(entry.param for entry in survey.entries) if trace else None
+        params = (entry.param for entry in survey.entries)
+        self.trace = Trace(params, self._registered_now) if trace else None
         self._sequences: list[int] = []
         self.batch_size: int | None = None
         self._is_open = False
@@ -247,6 +248,14 @@ class Observer:
     def looks(self) -> dict[Entry | Held, tuple[Look, ...]]:
         """For each watched thing, one look per iteration."""
         return {slot.thing: tuple(slot.looks) for slot in self.slots}
+
+    def _registered_now(self) -> Iterator[tuple[Tensor, Tensor]]:
+        """What each name stands for at this moment, with the parameter of its entry."""
+        for entry in self.survey.entries:
+            for place in entry.places:
+                now = registered(place.owner, place.local_name)
+                if now is not None:
+                    yield now, entry.param
 
     def _watch_newcomers(self) -> None:
         """Parameters under names that the audit did not find when it began: made on first use."""

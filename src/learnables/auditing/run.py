@@ -14,12 +14,13 @@ from learnables.auditing.evidence import Crash, Evidence, Stage
 from learnables.auditing.intent import Intent, Loaded
 from learnables.auditing.lookout import Lookout
 from learnables.auditing.memory import Memory
-from learnables.auditing.observe import Observer
+from learnables.auditing.observe import SNAPSHOT_BUDGET, Observer
 from learnables.auditing.places import line_of
 from learnables.auditing.report import Report, parameter_rows
 from learnables.auditing.rule import Finding, Rule, SkipRule, load_rules, picks
 from learnables.auditing.silence import silences
 from learnables.auditing.survey import Survey, survey
+from learnables.auditing.together import together
 from learnables.errors import LearnablesError
 
 Patterns = Sequence[str]
@@ -101,7 +102,7 @@ def audit(
     found = survey(model, given, step, modules or {}, [a for a in (scaler, scheduler, ddp) if a])
     if step is None:
         evidence = _still(found, intent, loaded, copies, batch)
-        return judge(evidence, select, ignore)
+        return judge(together(evidence, SNAPSHOT_BUDGET), select, ignore)
     roots = {"model": model, **dict(modules or {}), "step": step}
     roots |= {seen.name: seen.optimizer for seen in found.optimizers}
     roots |= {f"{type(a).__name__} {i}": a for i, a in enumerate(actors)}
@@ -110,7 +111,7 @@ def audit(
         evidence = _observed(found, step, steps, intent, loaded, copies, batch)
     finally:
         not_restored = memory.restore()
-    return judge(evidence, select, ignore, not_restored)
+    return judge(together(evidence, SNAPSHOT_BUDGET), select, ignore, not_restored)
 
 
 def _values(mapping: Mapping[str, Any] | None) -> list[Any]:
@@ -375,10 +376,14 @@ def observe(
     actors = [a for a in (scaler, scheduler, ddp) if a is not None]
 
     def finish(observer: Observer) -> Report:
+        if isinstance(observer.survey.model, Everything):
+            for idle in optimizers_alive():
+                name = f"the {type(idle).__name__} that never stepped"
+                observer.survey.add_optimizer(idle, name, given=False)
         evidence = _evidence(observer, None, intent, loaded, copies, None)
         if isinstance(evidence.model, Everything):
             evidence = evidence.model.narrow(evidence)
-        return judge(evidence, select, ignore)
+        return judge(together(evidence, SNAPSHOT_BUDGET), select, ignore)
 
     return Observation(model, given, modules or {}, actors, steps, finish, on_report)
 

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from learnables._torch import leaves_of, remove_function_mode, sequence_now
+from learnables._torch import is_dtensor, leaves_of, remove_function_mode, sequence_now
 from learnables.auditing.evidence import Ending
 from learnables.auditing.patches import Patches
 from learnables.auditing.places import is_users
@@ -98,11 +98,19 @@ class Trace(TorchFunctionMode):
 
     Args:
         params: What to follow.
+        stand_ins: Gives (tensor, the parameter it stands in for) for all that are registered at the
+            moment: while a module runs, FSDP2 registers whole tensors in the place of shards.
     """
 
-    def __init__(self, params: Iterable[Tensor]) -> None:
+    def __init__(
+        self,
+        params: Iterable[Tensor],
+        stand_ins: Callable[[], Iterable[tuple[Tensor, Tensor]]] | None = None,
+    ) -> None:
         super().__init__()
         self.params = list(params)
+        self._stand_ins = stand_ins if any(map(is_dtensor, self.params)) else None
+        self._standing: list[Tensor] = []  # kept alive, so that their ids stay theirs
         self.paused = 0
         self.is_on = False
         self.endings: dict[int, Ending] = {}
@@ -209,6 +217,8 @@ class Trace(TorchFunctionMode):
             inputs.extend(_tensors(kwargs.values()))
         for x in inputs:
             own = self._bit.get(id(x), 0)
+            if not own and self._stand_ins is not None and isinstance(x, torch.nn.Parameter):
+                own = self._own_of_stand_in(x, self._stand_ins())
             if own:
                 self._used |= own
                 bits |= own if x.requires_grad else 0
@@ -220,6 +230,13 @@ class Trace(TorchFunctionMode):
             elif not own and x.requires_grad and x.grad_fn is not None:
                 self._strangers.setdefault(id(x), (x, *_users_frame()))
         return bits, dead, inputs
+
+    def _own_of_stand_in(self, x: Tensor, pairs: Iterable[tuple[Tensor, Tensor]]) -> int:
+        for stand_in, param in pairs:
+            if stand_in is x and id(param) in self._bit:
+                self._standing.append(x)
+                self._bit[id(x)] = self._bit[id(param)]
+        return self._bit.get(id(x), 0)
 
     def _note(
         self,
