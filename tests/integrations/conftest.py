@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 
 import pytest
-
 from tests.integrations.shim import ensure_torchvision
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched, and a miss is no retry

@@ -1,9 +1,11 @@
 """Run many command lines of `learnables`, each in a process of its own, and import torch once.
 
 Reads one JSON object a line: ``{"words": [...], "folder": ...}``; forks; runs the command there;
-answers with ``{"code": ..., "out": ..., "err": ...}``. The parent never computes anything.
+answers with ``{"code": ..., "out": ..., "err": ...}``. The parent never computes anything. Modules
+named on the command line are imported once too.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -45,6 +47,8 @@ def run(words: list[str], folder: str) -> dict[str, object]:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
+    for name in sys.argv[1:]:
+        importlib.import_module(name)
     for line in sys.stdin:
         asked = json.loads(line)
         print(json.dumps(run(asked["words"], asked["folder"])), flush=True)

@@ -44,6 +44,9 @@ class Everything(nn.Module):
     def narrow(self, evidence: Evidence) -> Evidence:
         """Only what took part: models that an optimizer stepped, and the optimizers that did.
 
+        An optimizer of such a model took part too where it had no occasion to step, because no
+        gradient reached what it holds: optimizers that step inside the backward are like that.
+
         Where an optimizer steps nothing of any model, so that it may hold what a model once had,
         the models that gradients reach took part too.
 
@@ -58,6 +61,15 @@ class Everything(nn.Module):
         modules = {name: module for name, module in self._modules.items() if module is not None}
         of = {name: {id(p) for p in module.parameters()} for name, module in modules.items()}
         names = {name for name, params in of.items() if params & held}
+        trained = set().union(*(of[name] for name in names))
+        reached_ids = {id(e.param) for e in evidence.entries if evidence.ever(e, "reached")}
+        optimizers += tuple(
+            seen
+            for seen in evidence.optimizers
+            if all(seen is not o for o in optimizers)
+            and (its := _held_by([seen.optimizer])) & trained
+            and not its & reached_ids
+        )
         if any(not _held_by([seen.optimizer]) & set().union(*of.values()) for seen in optimizers):
             reached = [entry for entry in evidence.entries if evidence.ever(entry, "reached")]
             names |= {name.partition(".")[0] for entry in reached for name in entry.names}
