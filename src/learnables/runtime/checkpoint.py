@@ -7,10 +7,12 @@ the header. Nothing is pickled, and every part has a checksum.
 
 import json
 import random
+import re
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -28,12 +30,16 @@ from learnables.notes import note_of, put_note
 from learnables.policy.attach import attach, attachment_of
 from learnables.runtime.atomic import replace_file
 from learnables.runtime.plain import flatten, unflatten
+from learnables.runtime.renaming import Rename, Renaming
+from learnables.runtime.untrusted import FORMAT, read_meta, refuse
 
-FORMAT = 1
 _OURS = "learnables/"
 _SHOWN = 40  # how many names an error message lists
+_ONE = torch.Size([1])  # the shape that sharding gives to a scalar
 # How a step is computed, not what it computes: the optimizer that loads keeps its own choice.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
+# What was declared about a parameter and tells at a resume that the code has changed.
+_COMPARED = ("weight_decay", "lr_scale", "compute_dtype", "memory_format", "constraint")
 
 
 class Stateful(Protocol):
@@ -47,6 +53,42 @@ class Stateful(Protocol):
 
 
 @dataclass(frozen=True)
+class Matched:
+    """What of a file went where, as `load_checkpoint` found it; prints as one line for each thing.
+
+    Attributes:
+        loaded: How many names of the model got their value.
+        of: How many names the model has.
+        renamed: Name in the file → name in the model, where they differ.
+        missing: Names of the model that the file lacks, allowed by ``allow``.
+        unexpected: Names of the file that the model lacks, allowed by ``allow``.
+        resized: Name → shapes before and after, and who changed it.
+        anew: Name → why its optimizer state was not taken over and begins anew.
+        changed: Sentences: what was declared otherwise when the file was written.
+    """
+
+    loaded: int = 0
+    of: int = 0
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    resized: Mapping[str, str] = field(default_factory=dict)
+    anew: Mapping[str, str] = field(default_factory=dict)
+    changed: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        """All of it, one line a thing."""
+        lines = [f"{self.loaded} of {self.of} names loaded"]
+        lines += [f"renamed: {old} → {new}" for old, new in self.renamed.items()]
+        lines += [f"missing, as it was: {name}" for name in self.missing]
+        lines += [f"unexpected, left out: {name}" for name in self.unexpected]
+        lines += [f"resized: {name} {how}" for name, how in self.resized.items()]
+        lines += [f"optimizer state begins anew: {name}, {why}" for name, why in self.anew.items()]
+        lines += [f"declared otherwise: {sentence}" for sentence in self.changed]
+        return "\n".join(lines)
+
+
+@dataclass(frozen=True)
 class Checkpoint:
     """What a file holds, read whole and verified.
 
@@ -56,6 +98,7 @@ class Checkpoint:
         extra: What the caller added.
         model: The model's state dict; a tied tensor stands under each of its names.
         meta: Everything else, as plain data with tensors in it.
+        matched: What went where, once it was loaded; ``print(checkpoint.matched)``.
     """
 
     path: Path
@@ -63,6 +106,7 @@ class Checkpoint:
     extra: dict[str, Any]
     model: dict[str, Any]
     meta: dict[str, Any]
+    matched: Matched = field(default_factory=Matched)
 
     @property
     def ties(self) -> dict[str, str]:
@@ -129,6 +173,7 @@ def save_checkpoint(
         "step": step,
         "model": _write_model(model, pile),
         "initial": _write_initial(model, pile),
+        "policy": _policy(model),
         "optimizers": [
             _write_optimizer(opt, model, pile, f"{_OURS}optimizer/{i}")
             for i, opt in enumerate(optimizers)
@@ -191,7 +236,9 @@ def _header(meta: dict[str, Any], pile: _Pile) -> dict[str, str]:
 
 
 def _crc32(x: Tensor) -> int:
-    return zlib.crc32(x.reshape(-1).view(torch.uint8).numpy().data) if x.nbytes else 0
+    """Of the bytes, and of what they mean: the same bytes are other numbers in another dtype."""
+    seed = zlib.crc32(f"{x.dtype} {tuple(x.shape)}".encode())
+    return zlib.crc32(x.reshape(-1).view(torch.uint8).numpy().data, seed) if x.nbytes else seed
 
 
 def _is_rank_zero() -> bool:
@@ -251,6 +298,24 @@ def _write_initial(model: nn.Module, pile: _Pile) -> list[str]:
             names.append(_one_name(entry))
             pile.put(f"{_OURS}initial/{names[-1]}", entry.initial)
     return names
+
+
+def _policy(model: nn.Module) -> dict[str, dict[str, str]]:
+    """What was declared about each parameter, in words: to be compared, never to be evaluated."""
+    found: dict[str, dict[str, str]] = {}
+    for entry in entries(model):
+        said = {} if entry.trainable else {"trainable": "False"}
+        for key in _COMPARED:
+            values = [v for place in entry.places if (v := place.note.get(key)) is not None]
+            if values:
+                said[key] = _words(values[0])
+        if said:
+            found[_one_name(entry)] = said
+    return found
+
+
+def _words(value: object) -> str:
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(value))
 
 
 def _write_optimizer(
@@ -317,49 +382,31 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
 
 
 def _read(path: Path) -> Checkpoint:
-    if not path.is_file():
-        raise CheckpointError(
-            "there is no checkpoint", where=str(path), wanted="a file of ln.save_checkpoint"
-        )
+    meta = read_meta(path)
     try:
         with safe_open(path, framework="pt") as file:
-            header = file.metadata() or {}
             # clone: the tensors of safetensors lie in a memory map of the file
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+        _verify(path, meta["crc32"], tensors)
+        for key in meta["complex128"]:
+            tensors[key] = torch.view_as_complex(tensors[key])
+        return _assemble(path, meta, tensors)
+    except CheckpointError as error:
+        if error.where:
+            raise
+        refuse(path, error.found)  # what is in the file tells `unflatten` no name
     except (OSError, SafetensorError) as error:
-        raise _damaged(path, str(error)) from error
-    text = header.get("learnables")
-    if text is None:
-        raise CheckpointError(
-            "this safetensors file is no checkpoint of learnables",
-            where=str(path),
-            found=f"{len(tensors)} tensors, no header of ours",
-            wanted="a file of ln.save_checkpoint",
-            mend="model.load_state_dict(safetensors.torch.load_file(path))",
-        )
-    if header.get("learnables_crc32") != str(zlib.crc32(text.encode())):
-        raise _damaged(path, "the checksum of the header is wrong")
-    meta = json.loads(text)
-    if meta["format"] > FORMAT:
-        raise CheckpointError(
-            "the checkpoint was written by a newer version of learnables",
-            where=str(path),
-            found=f"format {meta['format']}",
-            wanted=f"format ≤ {FORMAT}",
-            mend="pip install -U learnables",
-        )
-    _verify(path, meta["crc32"], tensors)
-    for key in meta["complex128"]:
-        tensors[key] = torch.view_as_complex(tensors[key])
-    return _assemble(path, meta, tensors)
+        refuse(path, str(error))
+    except (RuntimeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        refuse(path, f"its header fits no checkpoint: {type(error).__name__}: {error}")
 
 
 def _verify(path: Path, crc32: dict[str, int], tensors: dict[str, Tensor]) -> None:
     if crc32.keys() != tensors.keys():
-        raise _damaged(path, "the header lists other tensors than the file holds")
+        refuse(path, "the header lists other tensors than the file holds")
     for key, x in tensors.items():
         if _crc32(x) != crc32[key]:
-            raise _damaged(path, f"the checksum of {key} is wrong")
+            refuse(path, f"the checksum of {key} is wrong")
 
 
 def _assemble(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor]) -> Checkpoint:
@@ -371,21 +418,24 @@ def _assemble(path: Path, meta: dict[str, Any], tensors: dict[str, Tensor]) -> C
     meta["model"]["metadata"] = unflatten(meta["model"]["metadata"], tensors)
     meta["initial"] = {name: tensors[f"{_OURS}initial/{name}"] for name in meta["initial"]}
     for part in meta["optimizers"]:
-        part["state"] = unflatten(part["state"], tensors)
-        part["groups"] = unflatten(part["groups"], tensors)
+        part["state"] = {n: _mapping(unflatten(v, tensors)) for n, v in part["state"].items()}
+        for group in part["groups"]:
+            group["options"] = _mapping(unflatten(group["options"], tensors))
     meta["also"] = unflatten(meta["also"], tensors)
     meta["random"] = unflatten(meta["random"], tensors)
-    return Checkpoint(path, meta["step"], unflatten(meta["extra"], tensors), state, meta)
+    extra = _mapping(unflatten(meta["extra"], tensors))
+    return Checkpoint(path, meta["step"], extra, state, meta)
 
 
-def _damaged(path: Path, found: str) -> CheckpointError:
-    return CheckpointError(
-        "the checkpoint is damaged",
-        where=str(path),
-        found=found,
-        wanted="the bytes that ln.save_checkpoint wrote",
-        mend="take an older checkpoint, or train anew",
-    )
+def _mapping(value: Any) -> dict[Any, Any]:
+    """``value``, which has to be a dict.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not isinstance(value, dict):
+        raise TypeError(f"{type(value).__name__} where a dict belongs")
+    return value
 
 
 # --- load --------------------------------------------------------------------------------------
@@ -398,13 +448,16 @@ def load_checkpoint(
     *,
     also: Mapping[str, Stateful] | None = None,
     random_state: bool = True,
-    strict: bool = True,
+    rename: Rename = None,
+    allow: str | Sequence[str] = (),
 ) -> Checkpoint:
     """Restore what `save_checkpoint` saved, matching everything by name.
 
     The file is read and verified before anything changes. Values go into the parameters that
     exist: their device, dtype, strides, ties and wrappers stay. Tables with a ``resize`` rule may
-    have another shape. Values that parameters decay toward are restored, also for `ln.attach`.
+    have another shape; their optimizer state then begins anew. Values that parameters decay toward
+    are restored, also for `ln.attach`. Names are compared without ``module.`` and ``_orig_mod.``;
+    where no name fits and all would with ``model.`` before it, or without, that is understood too.
 
     Args:
         path: The file.
@@ -412,21 +465,65 @@ def load_checkpoint(
         optimizer: As many optimizers as were saved, in the same order, or none to leave them out.
         also: Name → object whose ``load_state_dict`` gets what was saved under that name.
         random_state: Whether to set the random states of torch, numpy and Python too.
-        strict: False lets names of the model be missing or unexpected, and keeps the options of
-            optimizer groups that hold other parameters than any saved group.
+        rename: Name in the file → name in the model: whole names, prefixes
+            (``{"encoder.*": "trunk.*"}``), or a function. Optimizer state follows its parameter.
+        allow: Globs of the names that may be missing or unexpected; all others must be on both
+            sides. ``"head.*"`` loads all but the head, ``"*"`` whatever fits.
 
     Returns:
-        The checkpoint: ``.step``, ``.extra``.
+        The checkpoint: ``.step``, ``.extra``; ``print(checkpoint.matched)`` says what went where.
 
     Raises:
         CheckpointError: The file is missing or damaged, or is one of another model: all missing,
             unexpected and mis-shaped names are listed, and the model is as it was.
 
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "body.safetensors"
+        >>> _ = ln.save_checkpoint(path, nn.ModuleDict({"body": nn.Linear(2, 2)}))
+        >>> model = nn.ModuleDict({"trunk": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
+        >>> print(ln.load_checkpoint(
+        ...     path, model, rename={"body.*": "trunk.*"}, allow="head.*").matched)
+        2 of 4 names loaded
+        renamed: body.bias → trunk.bias
+        renamed: body.weight → trunk.weight
+        missing, as it was: head.weight
+        missing, as it was: head.bias
+
     Cost:
         The file once in host memory, and a second copy of the model while it is loaded.
     """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     checkpoint = read_checkpoint(path)
+    return restore(
+        checkpoint,
+        model,
+        optimizer,
+        also=also,
+        random_state=random_state,
+        rename=rename,
+        allow=allow,
+    )
+
+
+def restore(
+    checkpoint: Checkpoint,
+    model: nn.Module,
+    optimizer: Optimizer | Sequence[Optimizer] = (),
+    *,
+    also: Mapping[str, Stateful] | None = None,
+    random_state: bool = True,
+    rename: Rename = None,
+    allow: str | Sequence[str] = (),
+) -> Checkpoint:
+    """As `load_checkpoint`, from a file that `read_checkpoint` has read.
+
+    Raises:
+        CheckpointError: It is one of another model.
+    """
+    path = checkpoint.path
+    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    names = _plain_names(model.state_dict())
+    checkpoint, renamed = _renamed(checkpoint, Renaming(checkpoint.model, names.values(), rename))
     meta, also = checkpoint.meta, also or {}
     absent = [name for name in also if name not in meta["also"]]
     if absent or (optimizers and len(optimizers) != len(meta["optimizers"])):
@@ -437,19 +534,81 @@ def load_checkpoint(
             f"{', '.join(meta['also']) or 'nothing'}",
             wanted=f"{len(optimizers)} optimizers; also: {', '.join(also) or 'nothing'}",
         )
+    allowed = _Allowed(allow, {*names.values(), *checkpoint.model})
+    anew: dict[str, str] = {}
     prepared = [
-        _optimizer_state(opt, model, saved, path, strict)
+        _optimizer_state(opt, model, saved, checkpoint, allowed, anew)
         for opt, saved in zip(optimizers, meta["optimizers"], strict=False)
     ]
-    _load_model(checkpoint, model, strict)
+    random_states = meta["random"] if random_state else None
+    if random_states is not None:
+        _check_random_states(path, random_states)
+    matched = _load_model(checkpoint, model, allowed)
     for opt, state in zip(optimizers, prepared, strict=True):
         _load_optimizer(opt, state)
     _load_initial(model, meta["initial"], optimizers)
     for name, part in also.items():
         _load_other(checkpoint, name, part)
-    if random_state and meta["random"] is not None:
-        _set_random_states(meta["random"])
-    return checkpoint
+    if random_states is not None:
+        _set_random_states(random_states)
+    changed = _compare_policies(meta["policy"], model)
+    matched = replace(matched, renamed=renamed, anew=anew, changed=changed)
+    return replace(checkpoint, matched=matched)
+
+
+class _Allowed:
+    """The names that may be missing or unexpected.
+
+    Raises:
+        CheckpointError: A pattern fits nothing, so it is a mistake.
+    """
+
+    def __init__(self, allow: str | Sequence[str], names: set[str]) -> None:
+        self.patterns = [allow] if isinstance(allow, str) else list(allow)
+        for pattern in self.patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise CheckpointError(
+                    "a pattern of allow fits no name of the model or of the checkpoint",
+                    where=pattern,
+                    found=f"{len(names)} names: {_list(sorted(names))}",
+                    wanted="a name, or a glob such as 'head.*'",
+                )
+
+    def __call__(self, name: str) -> bool:
+        return any(fnmatchcase(name, pattern) for pattern in self.patterns)
+
+    def split(self, names: Iterable[str]) -> tuple[tuple[str, ...], list[str]]:
+        """Those that are allowed, and the others."""
+        names = list(names)
+        return tuple(filter(self, names)), [name for name in names if not self(name)]
+
+
+def _renamed(checkpoint: Checkpoint, to: Renaming) -> tuple[Checkpoint, dict[str, str]]:
+    if not to.changed:
+        return checkpoint, {}
+
+    def keys(of: Mapping[str, Any]) -> dict[str, Any]:
+        return {to(name): value for name, value in of.items()}
+
+    meta = dict(checkpoint.meta)
+    saved = meta["model"]
+    meta["model"] = {
+        **saved,
+        "ties": {to(name): to(source) for name, source in saved["ties"].items()},
+        "metadata": {
+            to(f"{key}.x").rpartition(".")[0]: value for key, value in saved["metadata"].items()
+        },
+    }
+    meta["initial"], meta["policy"] = keys(meta["initial"]), keys(meta["policy"])
+    meta["optimizers"] = [
+        {
+            **part,
+            "state": keys(part["state"]),
+            "groups": [{**g, "names": [to(n) for n in g["names"]]} for g in part["groups"]],
+        }
+        for part in meta["optimizers"]
+    ]
+    return replace(checkpoint, model=keys(checkpoint.model), meta=meta), to.changed
 
 
 class _State(dict[str, Any]):
@@ -458,12 +617,12 @@ class _State(dict[str, Any]):
     _metadata: dict[str, Any]
 
 
-def _load_model(checkpoint: Checkpoint, model: nn.Module, strict: bool) -> None:
+def _load_model(checkpoint: Checkpoint, model: nn.Module, allowed: _Allowed) -> Matched:
     own = model.state_dict()
     names = _plain_names(own)
     state = _State({key: checkpoint.model[n] for key, n in names.items() if n in checkpoint.model})
-    unexpected = sorted(set(checkpoint.model) - set(names.values()))
-    missing = [name for key, name in names.items() if key not in state]
+    unexpected, too_many = allowed.split(sorted(set(checkpoint.model) - set(names.values())))
+    missing, too_few = allowed.split(name for key, name in names.items() if key not in state)
     metadata = checkpoint.meta["model"]["metadata"]
     state._metadata = {
         key: metadata.get(without_wrappers(f"{key}.x").rpartition(".")[0], {})
@@ -472,25 +631,44 @@ def _load_model(checkpoint: Checkpoint, model: nn.Module, strict: bool) -> None:
     _compare_ties(checkpoint, own, names)
     before = {key: x.detach().clone() for key, x in own.items() if isinstance(x, Tensor)}
     shapes = {key: x.shape for key, x in state.items() if isinstance(x, Tensor)}
+    mistyped = [f"{names[k]} {_typed(x)} instead of {_typed(own[k])}" for k, x in state.items()]
+    mistyped = [
+        said
+        for said, (k, x) in zip(mistyped, state.items(), strict=True)
+        if not _same_kind(x, own[k])
+    ]
     for key, x in state.items():
         if is_dtensor(own[key]):
-            state[key] = distribute_like(x, own[key])
+            state[key] = distribute_like(_as_scalar_of(own[key], x), own[key])
     complaint = ""
     try:
-        model.load_state_dict(state, strict=False)
+        if not mistyped:
+            model.load_state_dict(state, strict=False)
     except (RuntimeError, LearnablesError) as error:  # a shape, or a rule for shapes
         complaint = str(error)
-    if not complaint and not (strict and (missing or unexpected)):
-        return
+    if not (complaint or mistyped or too_few or too_many):
+        rules = _resize_rules(model)
+        return Matched(
+            loaded=len(state),
+            of=len(names),
+            missing=missing,
+            unexpected=unexpected,
+            resized={
+                names[key]: f"from {tuple(shape)} to {tuple(own[key].shape)}"
+                + (f" by its rule, {rules[names[key]]}" if names[key] in rules else "")
+                for key, shape in shapes.items()
+                if shape != own[key].shape
+            },
+        )
     with torch.no_grad():  # as it was
         for key, x in model.state_dict().items():
             if key in before:
                 x.copy_(before[key])
-    resized = _with_resize(model) if complaint.startswith("Error(s) in loading") else set()
+    resized = _resize_rules(model) if complaint.startswith("Error(s) in loading") else {}
     misshapen = [
         f"{names[key]} {tuple(shape)} instead of {tuple(own[key].shape)}"
         for key, shape in shapes.items()
-        if complaint and key not in resized and shape != own[key].shape
+        if complaint and names[key] not in resized and shape != own[key].shape
     ]
     raise CheckpointError(
         "this is the checkpoint of another model",
@@ -498,15 +676,56 @@ def _load_model(checkpoint: Checkpoint, model: nn.Module, strict: bool) -> None:
         found="; ".join(
             f"{what}: {_list(which)}"
             for what, which in [
-                ("missing", missing),
-                ("unexpected", unexpected),
+                ("missing", too_few),
+                ("unexpected", too_many),
+                ("mis-typed", mistyped),
                 ("mis-shaped", misshapen or [complaint] * bool(complaint)),
             ]
             if which
         ),
         wanted=f"the {len(names)} names and shapes of the model",
-        mend="build the model as it was saved, or load the names that fit with strict=False",
+        mend=_mend(too_few, too_many, checkpoint.path),
     )
+
+
+def _mend(missing: Sequence[str], unexpected: Sequence[str], path: Path) -> str:
+    heads = sorted({name.split(".")[0] for name in (*missing, *unexpected)})
+    if not heads:
+        return "build the model as it was saved"
+    allow = [f"{head}*" for head in heads] if len(heads) <= 3 else ["*"]
+    return f"ln.load_checkpoint({str(path)!r}, model, allow={allow!r})"
+
+
+def _typed(x: object) -> str:
+    return str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else type(x).__name__
+
+
+def _same_kind(a: object, b: object) -> bool:
+    """Whether the one is a number where the other is: of any width, but not of another sort."""
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return isinstance(a, Tensor) == isinstance(b, Tensor)
+    return (a.is_floating_point(), a.is_complex()) == (b.is_floating_point(), b.is_complex())
+
+
+def _compare_policies(saved: Mapping[str, Mapping[str, str]], model: nn.Module) -> tuple[str, ...]:
+    now = _policy(model)
+    known = {_one_name(entry) for entry in entries(model)}
+    sentences = []
+    for name in sorted(known & {*saved, *now}):
+        then, today = saved.get(name, {}), now.get(name, {})
+        for key in sorted({*then, *today}):
+            if then.get(key) != today.get(key):
+                was, is_ = then.get(key, "not declared"), today.get(key, "not declared")
+                sentences.append(f"{name}: {key} was {was}, is {is_}")
+        if "constraint" in then and "constraint" not in today:
+            warn(
+                "a parameter that was constrained when the checkpoint was saved is free now",
+                where=name,
+                found="no constraint is declared for it in the model",
+                wanted=then["constraint"],
+                mend="declare it as before, in ln.parameter or with ln.constrain",
+            )
+    return tuple(sentences)
 
 
 def _compare_ties(checkpoint: Checkpoint, own: Mapping[str, Any], names: dict[str, str]) -> None:
@@ -537,11 +756,12 @@ def _compare_ties(checkpoint: Checkpoint, own: Mapping[str, Any], names: dict[st
         )
 
 
-def _with_resize(model: nn.Module) -> set[str]:
+def _resize_rules(model: nn.Module) -> dict[str, str]:
+    """Name → the rule by which its shape may change, in words."""
     return {
-        place.name
+        name: _words(place.note.get("resize"))
         for entry in entries(model)
-        for place in entry.places
+        for place, name in zip(entry.places, entry.plain_names, strict=True)
         if place.note.get("resize") is not None
     }
 
@@ -552,31 +772,88 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _optimizer_state(
-    optimizer: Optimizer, model: nn.Module, saved: dict[str, Any], path: str | Path, strict: bool
+    optimizer: Optimizer,
+    model: nn.Module,
+    saved: dict[str, Any],
+    checkpoint: Checkpoint,
+    allowed: _Allowed,
+    anew: dict[str, str],
 ) -> dict[str, Any]:
     # In the order and grouping of this optimizer, as its load_state_dict wants it.
     name_of = _names_in(optimizer, model)
-    options_of = {frozenset(group["names"]): group["options"] for group in saved["groups"]}
+    kept_names = {name for group in saved["groups"] for name in group["names"]}
     state: dict[int, Any] = {}
     groups = []
     for group in optimizer.param_groups:
         names = [name_of[p] for p in group["params"]]
-        options = options_of.get(frozenset(names))
-        if options is None and strict:
-            raise CheckpointError(
-                "the optimizer groups its parameters otherwise than the checkpoint",
-                where=str(path),
-                found=f"no saved group of exactly: {_list(names)}",
-                wanted="groups of the same parameters, in any order",
-                mend="build the optimizer as it was saved, or keep the options of the new groups "
-                "with strict=False",
-            )
+        options = _options_for(names, saved["groups"], allowed, checkpoint.path)
         ids = range(len(state), len(state) + len(names))
-        state.update({i: saved["state"].get(name) for i, name in zip(ids, names, strict=True)})
+        for i, name, p in zip(ids, names, group["params"], strict=True):
+            state[i] = _fitting(saved["state"].get(name), checkpoint.model.get(name), p)
+            if name not in kept_names:
+                anew[name] = "which the file has no state for"
+            elif state[i] is None and saved["state"].get(name):
+                anew[name] = f"whose shape was {tuple(checkpoint.model[name].shape)}"
         kept = {key: value for key, value in group.items() if key != "params"}
-        kept.update(options or {})
+        for key, value in _options(options).items():
+            if key in kept and not _alike(value, kept[key]):
+                raise CheckpointError(
+                    "an option of the optimizer is of another kind in the checkpoint",
+                    where=f"{checkpoint.path}: group of {_list(names)}",
+                    found=f"{key} = {value!r}",
+                    wanted=f"something like {kept[key]!r}",
+                )
+            kept[key] = value
         groups.append({**kept, "params": list(ids)})
     return {"state": {i: s for i, s in state.items() if s is not None}, "param_groups": groups}
+
+
+def _options_for(
+    names: Sequence[str], groups: Sequence[dict[str, Any]], allowed: _Allowed, path: Path
+) -> dict[str, Any]:
+    """The saved options of the group that holds ``names``, but for those allowed to differ.
+
+    Raises:
+        CheckpointError: There is no such group.
+    """
+    for same in (set, lambda of: {name for name in of if not allowed(name)}):
+        fitting = [group for group in groups if same(group["names"]) == same(names)]
+        if same(names) and len(fitting) == 1:
+            options: dict[str, Any] = fitting[0]["options"]
+            return options
+    if all(map(allowed, names)):
+        return {}
+    raise CheckpointError(
+        "the optimizer groups its parameters otherwise than the checkpoint",
+        where=str(path),
+        found=f"no saved group of exactly: {_list(names)}",
+        wanted="groups of the same parameters, in any order",
+        mend="build the optimizer as it was saved, or name the parameters that may differ in "
+        "allow=, which keeps the options of their groups",
+    )
+
+
+def _fitting(
+    state: dict[str, Any] | None, saved: Tensor | None, param: Tensor
+) -> dict[str, Any] | None:
+    """Optimizer state for the shape that the parameter has now; None where it has to begin anew."""
+    if state is None or saved is None or saved.shape == param.shape:
+        return state
+    if saved.numel() != 1 or param.numel() != 1:
+        return None
+    return {  # () and (1,) are one number
+        key: _as_scalar_of(param, x) if key != "step" else x for key, x in state.items()
+    }
+
+
+def _alike(a: object, b: object) -> bool:
+    """Whether two options are of one kind: numbers, texts, or lists of the same length."""
+    if a is None or b is None:
+        return True
+    for kind in ((bool, int, float, Tensor), (str,), (list, tuple)):
+        if isinstance(a, kind) and isinstance(b, kind):
+            return kind != (list, tuple) or len(a) == len(b)  # type: ignore[arg-type]
+    return type(a) is type(b)
 
 
 def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
@@ -588,6 +865,13 @@ def _load_optimizer(optimizer: Optimizer, state: dict[str, Any]) -> None:
                 # torch keeps the strides of the file and casts to the parameter's dtype: the fused
                 # CPU optimizers read both tensors in memory order, and a master copy has more bits.
                 optimizer.state[params[i]][key] = _laid_out_like(params[i], value)
+
+
+def _as_scalar_of(param: Tensor, value: Any) -> Any:
+    """A value of shape () as (1,), or the reverse, where ``param`` has the other shape."""
+    if isinstance(value, Tensor) and {value.shape, param.shape} == {torch.Size([]), _ONE}:
+        return value.reshape(param.shape)
+    return value
 
 
 def _laid_out_like(param: Tensor, value: Tensor) -> Tensor:
@@ -628,6 +912,17 @@ def _load_initial(
 
 def _on_meta(x: Tensor) -> bool:
     return x.device.type == "meta"
+
+
+def _check_random_states(path: Path, states: Any) -> None:
+    """Set them somewhere else first, so that a file that lies about them changes nothing."""
+    try:
+        torch.Generator().set_state(states["torch"])
+        kind, keys, *rest = states["numpy"]
+        np.random.RandomState().set_state((kind, keys.numpy().astype(np.uint32), *rest))
+        random.Random().setstate(states["python"])
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as error:
+        refuse(path, f"its random states are none: {type(error).__name__}: {error}")
 
 
 def _set_random_states(states: dict[str, Any]) -> None:
