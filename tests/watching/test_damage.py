@@ -152,6 +152,15 @@ def test_damage_is_detected_or_harmless_1000_times(kind, request, tmp_path):
         survives(source, tmp_path / "copy", draw)
 
 
+def test_text_that_is_no_utf8_any_more_is_said_to_be_damaged(sound, tmp_path):
+    raw = sound.read_bytes()
+    at = raw.index(b"the gradient is not finite")
+    (tmp_path / "run.db").write_bytes(raw[:at] + b"\xcb" + raw[at + 1 :])
+    run = Run(tmp_path / "run.db")
+    assert run.damage == ["run.db, alarms: row 1 fails its checksum"]
+    assert not run.alarms
+
+
 # --- killed writers -------------------------------------------------------------------------------
 
 

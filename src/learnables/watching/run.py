@@ -275,7 +275,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     how = "mode=ro&immutable=1" if closed else "mode=ro"
     database = sqlite3.connect(f"{path.absolute().as_uri()}?{how}", uri=True, timeout=5.0)
     database.execute("PRAGMA trusted_schema = OFF")
-    database.text_factory = lambda raw: raw.decode("utf-8", "surrogatepass")
+    # A flipped bit may leave no UTF-8: then it is the row's checksum that has to say so.
+    database.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
     return database
 
 
