@@ -1,6 +1,8 @@
 """Replace a file as a whole or not at all."""
 
+import glob
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,24 +16,27 @@ def replace_file(path: Path, write: Callable[[Path], None]) -> None:
 
     Args:
         path: The file to replace or make; its folder is made too.
-        write: Called with the path of the temporary file.
+        write: Called with the path of the temporary file. That lies in a folder of its own, since
+            some writers (safetensors) make further files beside theirs; all goes with the folder.
 
     Raises:
         OSError: As raised by the operating system; the temporary file is gone then.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.parent / f".{path.name}.{os.getpid()}.partial"
+    room = path.parent / f".{path.name}.{os.getpid()}.partial"
     try:
+        room.mkdir(exist_ok=True)
+        partial = room / path.name
         write(partial)
         with partial.open("r+b") as file:
             os.fsync(file.fileno())
         os.replace(partial, path)  # noqa: PTH105 - the call whose atomicity is meant
     except BaseException:
-        partial.unlink(missing_ok=True)
+        shutil.rmtree(room, ignore_errors=True)
         raise
     sync_folder(path.parent)
-    for left in path.parent.glob(f".{path.name}.*.partial"):  # by processes that were killed
-        left.unlink(missing_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):  # of killed ones too
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def sync_folder(folder: Path) -> None:
