@@ -5,6 +5,7 @@ import os
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -36,7 +37,9 @@ def _enter(
     rank: int, function: Callable[..., None], ranks: int, meeting: str, args: tuple[Any, ...]
 ) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=ranks)
+    dist.init_process_group(
+        "gloo", init_method=meeting, rank=rank, world_size=ranks, timeout=timedelta(minutes=3)
+    )
     function(rank, *args)
     dist.barrier()  # nobody leaves while another still talks to it
     dist.destroy_process_group()

@@ -348,6 +348,26 @@ def bench_sparse(
     typer.echo(str(found))
 
 
+@bench.command("ranks")
+def bench_ranks(
+    ranks: Annotated[
+        list[int] | None, typer.Option(min=1, help="Processes of a group; 2 and 4 if not said.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu over gloo, or cuda over NCCL.")] = "cpu",
+) -> None:
+    """Whether audit, statistics, watch, projections and checkpoints agree on one and many ranks.
+
+    Raises:
+        Exit: With 1 where an answer differs.
+    """
+    from learnables.testing.ranks import compare_ranks_with_one
+
+    table = compare_ranks_with_one(ranks or (2, 4), device=device)
+    typer.echo(str(table))
+    if not table.all_equal:
+        raise typer.Exit(1)
+
+
 @app.command()
 def version() -> None:
     """Print the versions of learnables, torch and Python."""
