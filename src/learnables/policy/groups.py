@@ -1,10 +1,12 @@
 """Optimizer groups from the plans: complete, disjoint, named."""
 
+from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 from torch import nn
 
 from learnables.errors import PolicyError, SelectionError
+from learnables.policy.depth import depths
 from learnables.policy.kinds import is_hidden_matrix
 from learnables.policy.resolve import Plan, Policy, resolve
 
@@ -18,6 +20,7 @@ def param_groups(
     lr: float | None = None,
     weight_decay: float = 0.0,
     policy: Policy | None = None,
+    layer_decay: float | None = None,
     split: None = None,
 ) -> list[Group]: ...
 
@@ -29,6 +32,7 @@ def param_groups(
     lr: float | None = None,
     weight_decay: float = 0.0,
     policy: Policy | None = None,
+    layer_decay: float | None = None,
     split: Literal["muon"],
 ) -> tuple[list[Group], list[Group]]: ...
 
@@ -39,6 +43,7 @@ def param_groups(
     lr: float | None = None,
     weight_decay: float = 0.0,
     policy: Policy | None = None,
+    layer_decay: float | None = None,
     split: Literal["muon"] | None = None,
 ) -> list[Group] | tuple[list[Group], list[Group]]:
     """Groups for any torch optimizer: every trainable parameter once, with its names.
@@ -51,6 +56,9 @@ def param_groups(
         lr: Base learning rate; may be left out where no parameter declares an ``lr_scale``.
         weight_decay: Coefficient for what decays.
         policy: Overrules everything: selector → fields, e.g. ``{"*.gamma": {"lr_scale": 5.0}}``.
+        layer_decay: Learning rates fall by this factor from block to block toward the input, as in
+            fine-tuning of BEiT and MAE: head and last norm at ``lr``, the last block at
+            ``layer_decay · lr``, tokens, positions and patches lowest.
         split: ``"muon"`` returns two lists: hidden matrices for ``torch.optim.Muon``, and the rest
             for AdamW. A tag ``"muon"`` or ``"adamw"`` on a parameter overrules the routing.
 
@@ -61,7 +69,8 @@ def param_groups(
 
     Raises:
         SelectionError: Nothing is trainable, or a selector of ``policy`` picks nothing.
-        PolicyError: Declarations disagree, or an ``lr_scale`` has no ``lr`` to scale.
+        PolicyError: Declarations disagree, an ``lr_scale`` or a ``layer_decay`` has no ``lr`` to
+            scale, or ``layer_decay`` is not between 0 and 1.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
@@ -77,13 +86,14 @@ def param_groups(
             found=f"{sum(1 for _ in model.parameters())} parameters, 0 with requires_grad",
             wanted="at least one",
         )
+    factors = _layer_factors(model, plans, lr, layer_decay)
     if split is None:
-        return _group(plans, lr, weight_decay)
+        return _group(plans, lr, weight_decay, factors)
     if split != "muon":
         raise PolicyError("unknown split", found=f"split={split!r}", wanted="None or 'muon'")
     matrices = [plan for plan in plans if _for_muon(plan)]
     rest = [plan for plan in plans if not _for_muon(plan)]
-    return _group(matrices, lr, weight_decay), _group(rest, lr, weight_decay)
+    return _group(matrices, lr, weight_decay, factors), _group(rest, lr, weight_decay, factors)
 
 
 def _for_muon(plan: Plan) -> bool:
@@ -97,7 +107,29 @@ def _for_muon(plan: Plan) -> bool:
     return "adamw" not in plan["tags"] and ("muon" in plan["tags"] or is_hidden_matrix(plan.entry))
 
 
-def _group(plans: list[Plan], lr: float | None, weight_decay: float) -> list[Group]:
+def _layer_factors(
+    model: nn.Module, plans: list[Plan], lr: float | None, layer_decay: float | None
+) -> dict[str, float]:
+    """What the depth of each parameter multiplies its learning rate by.
+
+    Raises:
+        PolicyError: There is nothing to scale, or the factor means nothing.
+    """
+    if layer_decay is None:
+        return {}
+    if lr is None or not 0 < layer_decay <= 1:
+        raise PolicyError(
+            "layer-wise decay needs a learning rate and a factor between 0 and 1",
+            found=f"lr={lr}, layer_decay={layer_decay}",
+            mend="ln.param_groups(model, lr=1e-3, layer_decay=0.75)",
+        )
+    depth, last = depths(model, [plan.entry for plan in plans])
+    return {plan.name: layer_decay ** (last - depth[plan.entry]) for plan in plans}
+
+
+def _group(
+    plans: list[Plan], lr: float | None, weight_decay: float, factors: Mapping[str, float]
+) -> list[Group]:
     groups: dict[tuple[float, float, float], Group] = {}
     for plan in plans:
         decay, toward = _coefficients(plan, weight_decay)
@@ -109,7 +141,7 @@ def _group(plans: list[Plan], lr: float | None, weight_decay: float) -> list[Gro
                 wanted="a base learning rate",
                 mend="ln.param_groups(model, lr=1e-3)",
             )
-        key = (decay, toward, plan.lr_scale)
+        key = (decay, toward, plan.lr_scale * factors.get(plan.name, 1.0))
         if key not in groups:
             groups[key] = _new_group(key, lr)
         groups[key]["params"].append(plan.entry.param)

@@ -21,8 +21,12 @@ def training_function(config):
     train_dataloader, eval_dataloader = get_dataloaders(config["batch_size"])
     model = BertForSequenceClassification(
         BertConfig(
-            vocab_size=100, hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-            intermediate_size=64, max_position_embeddings=16,
+            vocab_size=100,
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=64,
+            max_position_embeddings=16,
         )
     )
     optimizer = AdamW(params=model.parameters(), lr=config["lr"])

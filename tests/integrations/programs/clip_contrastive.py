@@ -15,7 +15,9 @@ model = CLIPModel(
 no_decay = [p for n, p in model.named_parameters() if p.ndim < 2 or "embed" in n]
 decay = [p for n, p in model.named_parameters() if not (p.ndim < 2 or "embed" in n)]
 optimizer = torch.optim.AdamW(
-    [{"params": no_decay, "weight_decay": 0.0}, {"params": decay, "weight_decay": 0.2}], lr=5e-4, eps=1e-6
+    [{"params": no_decay, "weight_decay": 0.0}, {"params": decay, "weight_decay": 0.2}],
+    lr=5e-4,
+    eps=1e-6,
 )
 for step in range(8):
     images = torch.randn(12, 3, 16, 16)

@@ -19,7 +19,13 @@ class ColourJitterHead(torch.nn.Module):
 
 
 backbone = timm.create_model(
-    "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=3, num_classes=10
+    "vit_tiny_patch16_224",
+    img_size=32,
+    patch_size=8,
+    depth=2,
+    embed_dim=48,
+    num_heads=3,
+    num_classes=10,
 )
 model = torch.compile(ColourJitterHead(backbone), backend="aot_eager")
 opt = torch.optim.AdamW(model.parameters(), lr=1e-3)

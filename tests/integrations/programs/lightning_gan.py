@@ -97,8 +97,12 @@ class GAN(L.LightningModule):
 L.seed_everything(1)
 loader = DataLoader(TensorDataset(torch.rand(256, 1, 8, 8) * 2 - 1), batch_size=32)
 trainer = L.Trainer(
-    max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
-    enable_progress_bar=False, enable_model_summary=False,
+    max_epochs=1,
+    accelerator="cpu",
+    logger=False,
+    enable_checkpointing=False,
+    enable_progress_bar=False,
+    enable_model_summary=False,
 )
 model = GAN()
 trainer.fit(model, loader)

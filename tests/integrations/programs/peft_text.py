@@ -6,10 +6,23 @@ from transformers import GPT2Config, GPT2LMHeadModel, get_linear_schedule_with_w
 
 torch.manual_seed(0)
 model = GPT2LMHeadModel(
-    GPT2Config(vocab_size=64, n_positions=32, n_embd=32, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=0)
+    GPT2Config(
+        vocab_size=64,
+        n_positions=32,
+        n_embd=32,
+        n_layer=2,
+        n_head=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
 )
 peft_config = LoraConfig(
-    task_type=TaskType.CAUSAL_LM, inference_mode=False, r=8, lora_alpha=32, lora_dropout=0.1, fan_in_fan_out=True
+    task_type=TaskType.CAUSAL_LM,
+    inference_mode=False,
+    r=8,
+    lora_alpha=32,
+    lora_dropout=0.1,
+    fan_in_fan_out=True,
 )
 model = get_peft_model(model, peft_config)
 model.print_trainable_parameters()

@@ -9,8 +9,16 @@ from timm.scheduler import create_scheduler_v2
 
 utils.random_seed(42, 0)
 model = create_model(
-    "vit_tiny_patch16_224", img_size=32, patch_size=8, depth=3, embed_dim=48, num_heads=3,
-    num_classes=10, reg_tokens=2, init_values=1e-4, drop_path_rate=0.1,
+    "vit_tiny_patch16_224",
+    img_size=32,
+    patch_size=8,
+    depth=3,
+    embed_dim=48,
+    num_heads=3,
+    num_classes=10,
+    reg_tokens=2,
+    init_values=1e-4,
+    drop_path_rate=0.1,
 )
 optimizer = create_optimizer_v2(model, opt="adamw", lr=1e-3, weight_decay=0.05)
 model_ema = utils.ModelEmaV3(model, decay=0.99)
@@ -22,8 +30,13 @@ loader = torch.utils.data.DataLoader(
 )
 num_epochs, updates_per_epoch = 2, len(loader)
 lr_scheduler, num_epochs = create_scheduler_v2(
-    optimizer, sched="cosine", num_epochs=num_epochs, warmup_epochs=1, warmup_lr=1e-5,
-    updates_per_epoch=updates_per_epoch, step_on_epochs=False,
+    optimizer,
+    sched="cosine",
+    num_epochs=num_epochs,
+    warmup_epochs=1,
+    warmup_lr=1e-5,
+    updates_per_epoch=updates_per_epoch,
+    step_on_epochs=False,
 )
 lr_scheduler.step_update(0)
 

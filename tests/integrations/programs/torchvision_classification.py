@@ -35,7 +35,9 @@ def set_weight_decay(model, weight_decay, norm_weight_decay=None):
     ]
 
 
-def train_one_epoch(model, criterion, optimizer, data_loader, device, epoch, model_ema=None, scaler=None):
+def train_one_epoch(
+    model, criterion, optimizer, data_loader, device, epoch, model_ema=None, scaler=None
+):
     model.train()
     for i, (image, target) in enumerate(data_loader):
         start_time = time.time()
@@ -69,14 +71,18 @@ def evaluate(model, criterion, data_loader):
 
 def main():
     torch.manual_seed(0)
-    dataset = torch.utils.data.TensorDataset(torch.randn(128, 3, 32, 32), torch.randint(0, 10, (128,)))
+    dataset = torch.utils.data.TensorDataset(
+        torch.randn(128, 3, 32, 32), torch.randint(0, 10, (128,))
+    )
     data_loader = torch.utils.data.DataLoader(dataset, batch_size=16, shuffle=True)
     model = torchvision.models.get_model("mobilenet_v3_small", weights=None, num_classes=10)
     criterion = nn.CrossEntropyLoss(label_smoothing=0.1)
     parameters = set_weight_decay(model, 1e-4, norm_weight_decay=0.0)
     optimizer = torch.optim.SGD(parameters, lr=0.05, momentum=0.9, weight_decay=1e-4, nesterov=True)
     main_lr_scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=2)
-    warmup_lr_scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, start_factor=0.1, total_iters=1)
+    warmup_lr_scheduler = torch.optim.lr_scheduler.LinearLR(
+        optimizer, start_factor=0.1, total_iters=1
+    )
     lr_scheduler = torch.optim.lr_scheduler.SequentialLR(
         optimizer, schedulers=[warmup_lr_scheduler, main_lr_scheduler], milestones=[1]
     )

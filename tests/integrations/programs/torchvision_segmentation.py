@@ -15,14 +15,18 @@ def criterion(inputs, target):
 
 
 torch.manual_seed(0)
-model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(weights=None, weights_backbone=None, num_classes=4)
+model = torchvision.models.segmentation.lraspp_mobilenet_v3_large(
+    weights=None, weights_backbone=None, num_classes=4
+)
 params_to_optimize = [
     {"params": [p for p in model.backbone.parameters() if p.requires_grad]},
     {"params": [p for p in model.classifier.parameters() if p.requires_grad], "lr": 0.1},
 ]
 optimizer = torch.optim.SGD(params_to_optimize, lr=0.01, momentum=0.9, weight_decay=1e-4)
 iters_per_epoch, epochs = 6, 1
-lr_scheduler = torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=iters_per_epoch * epochs, power=0.9)
+lr_scheduler = torch.optim.lr_scheduler.PolynomialLR(
+    optimizer, total_iters=iters_per_epoch * epochs, power=0.9
+)
 for epoch in range(epochs):
     model.train()
     for _ in range(iters_per_epoch):

@@ -8,12 +8,19 @@ text = "the quick brown fox jumps over the lazy dog and the dog sleeps on " * 60
 chars = sorted(set(text))
 ids = torch.tensor([chars.index(c) for c in text])
 block = 32
-examples = [{"input_ids": ids[i : i + block], "labels": ids[i : i + block]} for i in range(0, 2400, 8)]
+examples = [
+    {"input_ids": ids[i : i + block], "labels": ids[i : i + block]} for i in range(0, 2400, 8)
+]
 
 torch.manual_seed(0)
 config = GPT2Config(
-    vocab_size=len(chars), n_positions=block, n_embd=32, n_layer=2, n_head=2,
-    bos_token_id=0, eos_token_id=0,
+    vocab_size=len(chars),
+    n_positions=block,
+    n_embd=32,
+    n_layer=2,
+    n_head=2,
+    bos_token_id=0,
+    eos_token_id=0,
 )
 
 

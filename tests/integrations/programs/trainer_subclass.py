@@ -33,19 +33,33 @@ class BertWithMixing(BertPreTrainedModel):
 
 torch.manual_seed(0)
 config = BertConfig(
-    vocab_size=50, hidden_size=32, num_hidden_layers=3, num_attention_heads=2,
-    intermediate_size=64, max_position_embeddings=16, num_labels=3,
+    vocab_size=50,
+    hidden_size=32,
+    num_hidden_layers=3,
+    num_attention_heads=2,
+    intermediate_size=64,
+    max_position_embeddings=16,
+    num_labels=3,
 )
 model = BertWithMixing(config)
 data = [
-    {"input_ids": torch.randint(1, 50, (12,)), "attention_mask": torch.ones(12, dtype=torch.long), "labels": i % 3}
+    {
+        "input_ids": torch.randint(1, 50, (12,)),
+        "attention_mask": torch.ones(12, dtype=torch.long),
+        "labels": i % 3,
+    }
     for i in range(96)
 ]
 trainer = Trainer(
     model=model,
     args=TrainingArguments(
-        output_dir="mix", num_train_epochs=1, per_device_train_batch_size=8, learning_rate=1e-3,
-        save_strategy="no", report_to="none", use_cpu=True,
+        output_dir="mix",
+        num_train_epochs=1,
+        per_device_train_batch_size=8,
+        learning_rate=1e-3,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
     ),
     train_dataset=data,
 )

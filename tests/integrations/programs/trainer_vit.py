@@ -28,8 +28,14 @@ def compute_metrics(eval_pred):
 
 
 config = ViTConfig(
-    hidden_size=48, num_hidden_layers=2, num_attention_heads=4, intermediate_size=96,
-    image_size=8, patch_size=2, num_channels=1, num_labels=10,
+    hidden_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    intermediate_size=96,
+    image_size=8,
+    patch_size=2,
+    num_channels=1,
+    num_labels=10,
 )
 model = ViTForImageClassification(config)
 

@@ -1,0 +1,1 @@
+"""At home in other people's trainers and models; a library is imported when it is used."""

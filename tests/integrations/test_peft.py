@@ -1,0 +1,96 @@
+"""Parameters of ours inside a PEFT model train, are saved, come back, and are audited right."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import learnables as ln
+from learnables.errors import CheckpointError, SelectionError
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.colour = ln.parameter(torch.eye(4), weight_decay="init")
+        self.q_proj = nn.Linear(4, 8)
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.relu(self.q_proj(x @ self.colour)))
+
+
+def wrapped(seed: int = 0) -> Any:
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    return get_peft_model(Net(), LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=True))
+
+
+def train(model: Any, steps: int = 3) -> torch.optim.Optimizer:
+    optimizer = torch.optim.AdamW(ln.param_groups(model, lr=0.1, weight_decay=0.1))
+    ln.attach(model, optimizer)
+    for _ in range(steps):
+        step(model, optimizer)
+    return optimizer
+
+
+def step(model: Any, optimizer: torch.optim.Optimizer) -> Tensor:
+    optimizer.zero_grad()
+    loss = (model(torch.randn(16, 4)) - 1).square().mean()
+    loss.backward()
+    optimizer.step()
+    return loss
+
+
+def test_a_declared_parameter_trains_beside_the_adapter_and_comes_back(tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    from learnables.integrations import peft as ours
+
+    model = wrapped()
+    assert not model.base_model.model.colour.requires_grad, "PEFT froze it"
+    assert ours.train_declared(model) == ("base_model.model.colour",)
+    optimizer = train(model)
+    assert not torch.equal(model.base_model.model.colour.detach(), torch.eye(4))
+    report = ln.audit(model, optimizer, lambda: step(model, optimizer))
+    assert report.ok, report
+
+    ours.save_pretrained(model, tmp_path)
+    torch.manual_seed(0)
+    again = PeftModel.from_pretrained(Net(), tmp_path)
+    assert ours.load_pretrained_(again, tmp_path) == ("base_model.model.colour",)
+    x = torch.randn(3, 4)
+    torch.testing.assert_close(again(x), model(x), rtol=0, atol=0)
+
+
+def test_what_peft_forgets_is_found_by_the_audit_of_what_was_meant() -> None:
+    model = wrapped()
+    optimizer = train(model)
+    meant = ln.Intent(trainable=("*colour",))
+    report = ln.audit(model, optimizer, lambda: step(model, optimizer), intent=meant)
+    assert any("base_model.model.colour" in f.where for f in report.findings if not report.ok)
+
+
+def test_an_adapter_that_the_optimizer_lacks_is_named() -> None:
+    model = wrapped()
+    lora_a = [p for name, p in model.named_parameters() if "lora_A" in name]
+    optimizer = torch.optim.SGD(lora_a, lr=0.1)
+    report = ln.audit(model, optimizer, lambda: step(model, optimizer))
+    named = {name for f in report.findings if f.code == "LRN201" for name in f.where}
+    assert named == {"base_model.model.q_proj.lora_B.default.weight"}
+
+
+def test_another_shape_and_a_model_without_declarations_are_refused(tmp_path: Path) -> None:
+    from learnables.integrations import peft as ours
+
+    model = wrapped()
+    ours.train_declared(model)
+    ours.save_pretrained(model, tmp_path)
+    model.base_model.model.colour = nn.Parameter(torch.eye(5))
+    with pytest.raises(CheckpointError, match="does not fit"):
+        ours.load_pretrained_(model, tmp_path)
+    with pytest.raises(SelectionError, match="declared"):
+        ours.train_declared(nn.Linear(2, 2))

@@ -1,0 +1,68 @@
+"""timm's optimizers over our groups; layer-wise decay beside timm's own."""
+
+import pytest
+import torch
+from torch import nn
+
+import learnables as ln
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "num_classes": 10}
+
+
+def vit(**options: object) -> nn.Module:
+    import timm
+
+    return timm.create_model("vit_tiny_patch16_224", depth=3, **SMALL, **options)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"reg_tokens": 2, "init_values": 1e-4}, {"class_token": False, "global_pool": "avg"}],
+)
+def test_layer_decay_is_that_of_timm_for_a_vit(options: dict[str, object]) -> None:
+    from timm.optim import create_optimizer_v2
+
+    model = vit(**options)
+    theirs = create_optimizer_v2(model, opt="sgd", lr=1.0, weight_decay=0.1, layer_decay=0.75)
+    wanted = {id(p): g["lr_scale"] for g in theirs.param_groups for p in g["params"]}
+    groups = ln.param_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.75)
+    found = {id(p): g["lr"] for g in groups for p in g["params"]}
+    names = {id(p): name for name, p in model.named_parameters()}
+    different = {names[i]: (found[i], wanted[i]) for i in wanted if found[i] != wanted[i]}
+    # timm puts the last norm to the last block; BEiT and MAE, as we, to the head.
+    assert set(different) <= {"norm.weight", "norm.bias"}, different
+
+
+@pytest.mark.parametrize("opt", ["adamw", "sgd", "lamb", "lion", "nadamw", "adopt"])
+def test_any_optimizer_of_timm_over_our_groups(opt: str) -> None:
+    from learnables.integrations.timm import create_optimizer
+
+    model = nn.Sequential(vit())  # a wrapper, under which timm decays tokens
+    optimizer = create_optimizer(model, opt, lr=1e-3, weight_decay=0.05)
+    decay = {name: g["weight_decay"] for g in optimizer.param_groups for name in g["param_names"]}
+    assert decay["0.cls_token"] == decay["0.pos_embed"] == decay["0.norm.weight"] == 0.0
+    assert decay["0.blocks.0.attn.qkv.weight"] == 0.05
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model(torch.randn(4, 3, 32, 32)), torch.arange(4))
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    report = ln.audit(model, optimizer, step, steps=2)
+    assert report.ok, report
+
+
+def test_timms_scheduler_keeps_the_ratios_of_layer_decay() -> None:
+    from timm.scheduler import CosineLRScheduler
+
+    from learnables.integrations.timm import create_optimizer
+
+    optimizer = create_optimizer(vit(), "adamw", lr=1e-3, layer_decay=0.5)
+    scheduler = CosineLRScheduler(optimizer, t_initial=10)
+    before = torch.tensor([group["lr"] for group in optimizer.param_groups])
+    scheduler.step(5)
+    after = torch.tensor([group["lr"] for group in optimizer.param_groups])
+    assert after.max() < before.max()
+    torch.testing.assert_close(after / after.max(), before / before.max())

@@ -1,0 +1,186 @@
+"""The Trainer with our callback and groups; parameters of ours through transformers' files."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import learnables as ln
+from learnables.errors import CheckpointError
+from learnables.watching import Run
+
+
+def config() -> Any:
+    from transformers import ViTConfig
+
+    return ViTConfig(
+        hidden_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=48,
+        image_size=16,
+        patch_size=8,
+        num_labels=3,
+    )
+
+
+def kind(*, safe: bool = True) -> Any:
+    from transformers import ViTForImageClassification
+
+    from learnables.integrations.transformers import Declared
+
+    parents = (Declared, ViTForImageClassification) if safe else (ViTForImageClassification,)
+
+    class NetForImageClassification(*parents):  # its name chooses the loss
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.prompt = ln.parameter(1, 4, 24, init=ln.init.constant(0.5))
+            self.colour = ln.parameter(torch.eye(3), weight_decay="init")
+            self.plain = nn.Parameter(torch.full((24,), 1e-4))
+            self.my_gamma = nn.Parameter(torch.full((24,), 2.0))
+            self.layers_scale = nn.ParameterList([nn.Parameter(torch.full((4,), 3.0))] * 1)
+            self.mixing = nn.Linear(4, 4)
+            self.post_init()
+
+        def forward(self, pixel_values: Any, labels: Any = None, **its: Any) -> Any:
+            pixel_values = torch.einsum("oc,bchw->bohw", self.colour, pixel_values)
+            weights = torch.arange(96.0).view(1, 4, 24) / 96
+            extra = (self.prompt * weights).mean() * self.layers_scale[
+                0
+            ].sum() + self.plain @ self.my_gamma
+            extra = extra + self.mixing(torch.ones(4)).sum()
+            return super().forward(pixel_values + 0.1 * extra, labels=labels, **its)
+
+    return NetForImageClassification
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    from transformers import ViTForImageClassification
+
+    torch.manual_seed(0)
+    ViTForImageClassification(config()).save_pretrained(tmp_path / "base")
+    return tmp_path / "base"
+
+
+def data() -> list[dict[str, Any]]:
+    torch.manual_seed(0)
+    return [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 3} for i in range(48)]
+
+
+def arguments(folder: Path, **options: Any) -> Any:
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        str(folder),
+        per_device_train_batch_size=4,
+        num_train_epochs=1,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        save_strategy="no",
+        report_to="none",
+        logging_steps=2,
+        use_cpu=True,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        **options,
+    )
+
+
+UNDECAYED = ("prompt", "colour", "my_gamma", "vit.embeddings.cls_token")
+
+
+@pytest.mark.parametrize("way", ["optimizer_cls_and_kwargs", "mix-in"])
+def test_a_trainer_with_our_callback_and_groups(way: str, base: Path, tmp_path: Path) -> None:
+    from transformers import Trainer
+
+    from learnables.integrations import transformers as ours
+
+    model = kind().from_pretrained(base)
+    args = arguments(tmp_path / "out", gradient_accumulation_steps=2, max_grad_norm=0.5)
+    callback = ours.LearnablesCallback(watch=2, to=tmp_path / "run", budget=None)
+    options: dict[str, Any] = {"train_dataset": data(), "callbacks": [callback]}
+    if way == "mix-in":
+        trainer = type("Mine", (ours.Groups, Trainer), {"layer_decay": 0.5})(model, args, **options)
+    else:
+        bridge = ours.optimizer_cls_and_kwargs(model, args, layer_decay=0.5)
+        trainer = Trainer(model, args, optimizer_cls_and_kwargs=bridge, **options)
+    trainer.train()
+    groups = trainer.optimizer.param_groups
+    decay = {name: g["weight_decay"] for g in groups for name in g["param_names"]}
+    assert [decay[name] for name in UNDECAYED] == [0.0] * len(UNDECAYED)
+    assert decay["vit.layers.0.mlp.fc1.weight"] == 0.1
+    first = {name: g["initial_lr"] for g in groups for name in g["param_names"]}
+    assert first["classifier.weight"] == 1e-2
+    assert first["vit.layers.0.mlp.fc1.weight"] == 0.25e-2
+    assert callback.report is not None
+    assert callback.report.ok, str(callback.report)
+    run = Run(callback.watcher.path)
+    assert [o.step for o in run.observations] == [1, 2, 4, 6]
+    assert "loss" in run.scalars
+
+
+def test_without_the_mix_in_a_new_parameter_is_memory_and_its_name_is_lost(base: Path) -> None:
+    """The two upstream traps, so that we hear when they are mended there."""
+    from learnables.integrations.transformers import names_lost_by_saving
+
+    _, info = kind(safe=False).from_pretrained(base, output_loading_info=True)
+    assert {"prompt", "colour", "plain"} <= set(info["missing_keys"])
+    assert names_lost_by_saving(kind(safe=False)(config())) == {
+        "layers_scale.0": "encoder.layer.scale.0"
+    }
+
+
+def test_a_new_parameter_keeps_its_declared_value_and_its_name(base: Path, tmp_path: Path) -> None:
+    Net = kind()
+    dirt = torch.empty(1 << 18).uniform_(3, 4)
+    del dirt
+    model, info = Net.from_pretrained(base, output_loading_info=True)
+    assert "prompt" in info["missing_keys"]
+    assert model.prompt.detach().eq(0.5).all()
+    assert torch.equal(model.colour.detach(), torch.eye(3))
+    assert model.plain.detach().eq(1e-4).all()
+    assert model.my_gamma.detach().eq(2).all()
+    assert model.layers_scale[0].detach().eq(3).all()
+    assert model.mixing.weight.detach().std() < 0.1, "drawn by transformers, as it should be"
+    assert not model.mixing.bias.detach().any()
+
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_()
+    model.save_pretrained(tmp_path / "mine")
+    again, info = Net.from_pretrained(tmp_path / "mine", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    for (name, p), (_, q) in zip(model.named_parameters(), again.named_parameters(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_decay_toward_the_initial_value_starts_from_what_was_filled(base: Path) -> None:
+    model = kind().from_pretrained(base)
+    groups = ln.param_groups(model, lr=0.1, weight_decay=0.5)
+    optimizer = torch.optim.SGD(groups, lr=0.1)
+    ln.attach(model, optimizer)
+    with torch.no_grad():
+        model.colour.zero_()
+    model.colour.grad = torch.zeros(3, 3)
+    optimizer.step()
+    torch.testing.assert_close(model.colour.detach(), 0.05 * torch.eye(3))
+
+
+def test_a_name_that_is_rewritten_on_every_load_is_refused(tmp_path: Path) -> None:
+    from transformers import ViTForImageClassification
+
+    from learnables.integrations.transformers import Declared
+
+    class Net(Declared, ViTForImageClassification):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.my_encoder = nn.Module()
+            self.my_encoder.layer = nn.ParameterList([torch.ones(2)])  # read as my_layers.0
+            self.post_init()
+
+    with pytest.raises(CheckpointError, match="rewrites the name"):
+        Net(config()).save_pretrained(tmp_path)
