@@ -8,6 +8,7 @@ __version__ = "0.1.0"
 # Public name -> the module that defines it. Resolved on first use (PEP 562), so that
 # `import learnables` costs nothing and imports nothing but this file.
 _HOME = {
+    "Checkpoints": "learnables.runtime.kept",
     "Intent": "learnables.auditing.intent",
     "Loaded": "learnables.auditing.intent",
     "annotate": "learnables.declare",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from learnables.report.html import write_html as write_html
     from learnables.runtime.checkpoint import load_checkpoint as load_checkpoint
     from learnables.runtime.checkpoint import save_checkpoint as save_checkpoint
+    from learnables.runtime.kept import Checkpoints as Checkpoints
     from learnables.sets.registration import constrain as constrain
     from learnables.sets.registration import unconstrain as unconstrain
     from learnables.sets.registration import violation as violation

@@ -356,6 +356,218 @@ def test_foreign_and_missing_and_newer_files_are_refused(tmp_path):
         read_checkpoint(tmp_path / "newer")
 
 
+# --- another model, on purpose -------------------------------------------------------------------
+
+
+class Body(nn.Module):
+    """A body and a head, under names of one's choice."""
+
+    def __init__(self, body: str = "body", head: str = "head", classes: int = 3) -> None:
+        super().__init__()
+        self.add_module(body, nn.Linear(4, 4))
+        self.add_module(head, nn.Linear(4, classes))
+        self.parts = body, head
+
+    def forward(self, x):
+        body, head = self.parts
+        return getattr(self, head)(getattr(self, body)(x))
+
+
+def trained(model, steps=2):
+    torch.manual_seed(7)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(5, 4)).square().mean().backward()
+        optimizer.step()
+    return model, optimizer
+
+
+def test_a_renamed_model_goes_on_bit_equal(tmp_path):
+    model, optimizer = trained(Body())
+    ln.save_checkpoint(tmp_path / "c", model, optimizer)
+    again = Body("trunk", "classifier")
+    theirs = torch.optim.AdamW(again.parameters(), lr=0.5)
+    rename = {"body.*": "trunk.*", "head.weight": "classifier.weight"}
+    with pytest.raises(CheckpointError, match=r"missing: classifier\.bias; unexpected: head\.bias"):
+        ln.load_checkpoint(tmp_path / "c", again, rename=rename)
+    rename["head.bias"] = "classifier.bias"
+    done = ln.load_checkpoint(tmp_path / "c", again, theirs, rename=rename)
+    assert "renamed: body.weight → trunk.weight" in str(done.matched)
+    for m, o in ((model, optimizer), (again, theirs)):
+        o.zero_grad()
+        m(torch.ones(2, 4)).square().mean().backward()
+        o.step()
+    mine, others = list(model.parameters()), list(again.parameters())
+    torch.testing.assert_close(others, mine, rtol=0, atol=0)
+
+
+def test_only_what_is_allowed_may_be_missing_or_unexpected(tmp_path):
+    model, optimizer = trained(Body())
+    ln.save_checkpoint(tmp_path / "c", model, optimizer)
+    other = Body(head="classifier", classes=5)
+    theirs = torch.optim.AdamW(other.parameters(), lr=0.5)
+    start = other.classifier.weight.detach().clone()
+    for allow in ("head.*", "classifier.*", ["head.*", "classifier.weight"]):
+        with pytest.raises(CheckpointError, match=r"another model|groups its parameters"):
+            ln.load_checkpoint(tmp_path / "c", other, theirs, allow=allow)
+    with pytest.raises(CheckpointError, match="fits no name") as caught:
+        ln.load_checkpoint(tmp_path / "c", other, allow=["head.*", "clasifier.*"])
+    assert caught.value.where == "clasifier.*"
+    allow = ["head.*", "classifier.*"]
+    done = ln.load_checkpoint(tmp_path / "c", other, theirs, allow=allow).matched
+    assert (done.loaded, done.of) == (2, 4)
+    assert done.missing == ("classifier.weight", "classifier.bias")
+    assert done.unexpected == ("head.bias", "head.weight")
+    assert set(done.anew) == {"classifier.weight", "classifier.bias"}
+    assert theirs.param_groups[0]["lr"] == 0.1, "the group is the same but for what is allowed"
+    assert torch.equal(other.classifier.weight, start)
+    assert torch.equal(other.body.weight, model.body.weight)
+    assert theirs.state[other.body.weight]["step"] == 2
+    other(torch.ones(1, 4)).sum().backward()
+    theirs.step()
+
+
+def test_the_mending_that_the_error_offers_works(tmp_path):
+    ln.save_checkpoint(tmp_path / "c", Body())
+    model = Body(head="classifier")  # the mending's
+    with pytest.raises(CheckpointError) as caught:
+        ln.load_checkpoint(tmp_path / "c", model)
+    eval(caught.value.mend)
+
+
+def test_a_shape_is_never_allowed_to_differ(tmp_path):
+    ln.save_checkpoint(tmp_path / "c", Body())
+    with pytest.raises(CheckpointError, match=r"mis-shaped: head\.weight"):
+        ln.load_checkpoint(tmp_path / "c", Body(classes=5), allow="*")
+
+
+def test_whole_numbers_are_not_loaded_into_real_ones(tmp_path):
+    model = nn.Module()
+    model.register_buffer("table", torch.arange(3))
+    ln.save_checkpoint(tmp_path / "c", model)
+    model.table = torch.zeros(3)
+    with pytest.raises(CheckpointError, match="mis-typed: table int64 instead of float32"):
+        ln.load_checkpoint(tmp_path / "c", model)
+    assert model.table.eq(0).all()
+
+
+@pytest.mark.parametrize("held", [True, False])
+def test_what_a_lightning_module_holds_as_model_is_found(tmp_path, held):
+    plain, holder = Body(), nn.ModuleDict({"model": Body()})
+    source, target = (holder, plain) if held else (plain, holder)
+    ln.save_checkpoint(tmp_path / "c", source)
+    matched = ln.load_checkpoint(tmp_path / "c", target).matched
+    assert matched.loaded == 4
+    assert len(matched.renamed) == 4
+    for a, b in zip(source.parameters(), target.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_a_resized_table_has_its_line_and_its_moments_begin_anew(tmp_path):
+    model, optimizer, scheduler = build(side=4)
+    train(model, optimizer, scheduler, 2)
+    ln.save_checkpoint(tmp_path / "c", model, optimizer)
+    model = Picture(side=6)
+    optimizer = torch.optim.AdamW(ln.param_groups(model, lr=1e-2, weight_decay=0.1))
+    ln.attach(model, optimizer)
+    with pytest.raises(CheckpointError, match=r"mis-shaped: norm\.weight"):
+        ln.load_checkpoint(tmp_path / "c", model, optimizer)
+    model.norm = nn.BatchNorm1d(16)  # has no rule by which it could be resized
+    optimizer = torch.optim.AdamW(ln.param_groups(model, lr=1e-2, weight_decay=0.1))
+    matched = ln.load_checkpoint(tmp_path / "c", model, optimizer).matched
+    lines = str(matched).splitlines()
+    assert any(
+        line.startswith("resized: positions.table from (1, 16, 6) to (1, 36, 6) by its rule, ")
+        for line in lines
+    ), lines
+    assert "optimizer state begins anew: positions.table, whose shape was (1, 16, 6)" in lines
+    assert not optimizer.state[model.positions.table]
+    assert optimizer.state[model.colour]["step"] == 2
+    model.positions(torch.randn(1, 36, 6)).sum().backward()
+    optimizer.step()
+
+
+def test_a_number_with_and_without_a_dimension_are_one_with_their_moments(tmp_path):
+    models = [nn.Module(), nn.Module()]
+    models[0].scale = nn.Parameter(torch.tensor(2.0))
+    models[1].scale = ln.parameter(1, init=ln.init.constant(3.0))
+    optimizers = [torch.optim.AdamW(m.parameters(), lr=0.1) for m in models]
+    for model, optimizer in zip(models, optimizers, strict=True):
+        (model.scale * 3).sum().backward()
+        optimizer.step()
+    for a, b in ((0, 1), (1, 0)):
+        assert models[a].scale.shape != models[b].scale.shape
+        ln.save_checkpoint(tmp_path / "c", models[a], optimizers[a])
+        ln.load_checkpoint(tmp_path / "c", models[b], optimizers[b])
+        moments = optimizers[b].state[models[b].scale]
+        assert moments["exp_avg"].shape == models[b].scale.shape
+        assert moments["exp_avg"].item() == optimizers[a].state[models[a].scale]["exp_avg"].item()
+        optimizers[b].step()
+
+
+def test_a_constraint_that_is_no_longer_declared_is_told(tmp_path):
+    def build(**kwargs):
+        model = nn.Module()
+        model.mix = ln.parameter(torch.tensor([0.5, 0.5]), **kwargs)
+        return model
+
+    ln.save_checkpoint(tmp_path / "c", build(constraint=ln.sets.Simplex(), lr_scale=2.0))
+    same = ln.load_checkpoint(tmp_path / "c", build(constraint=ln.sets.Simplex(), lr_scale=2.0))
+    assert same.matched.changed == ()
+    with pytest.warns(LearnablesWarning, match="is free now"):
+        changed = ln.load_checkpoint(tmp_path / "c", build(lr_scale=3.0)).matched.changed
+    assert changed == (
+        f"mix: constraint was {ln.sets.Simplex()!r}, is not declared",
+        "mix: lr_scale was 2.0, is 3.0",
+    )
+    frozen = build(constraint=ln.sets.Simplex(), lr_scale=2.0)
+    frozen.mix.requires_grad_(False)
+    told = ln.load_checkpoint(tmp_path / "c", frozen).matched.changed
+    assert told == ("mix: trainable was not declared, is False",)
+
+
+def test_masks_sets_ties_and_parametrizations_come_back_and_hold(tmp_path):
+    from torch.nn.utils import parametrizations, prune
+
+    def build(seed):
+        torch.manual_seed(seed)
+        model = nn.ModuleDict({n: nn.Linear(6, 6) for n in ("pruned", "turned", "tied", "free")})
+        prune.random_unstructured(model["pruned"], "weight", 0.5)
+        parametrizations.orthogonal(model["turned"])
+        model["sparse"] = ln.nn.BlockSparseLinear(16, 16, block=4, density=0.5)
+        ln.tie(model, "tied.weight", "free.weight")
+        model.mix = ln.parameter(torch.rand(6), constraint=ln.sets.Simplex())
+        optimizer = torch.optim.AdamW(ln.param_groups(model, lr=0.1, weight_decay=0.1))
+        ln.attach(model, optimizer)
+        return model, optimizer
+
+    def step(model, optimizer):
+        torch.manual_seed(3)
+        optimizer.zero_grad()
+        x = torch.randn(4, 6) * model.mix
+        for name in ("pruned", "turned", "tied", "free"):
+            x = model[name](x)
+        (x.square().mean() + model["sparse"](torch.randn(4, 16)).square().mean()).backward()
+        optimizer.step()
+
+    model, optimizer = build(0)
+    step(model, optimizer)
+    ln.save_checkpoint(tmp_path / "c", model, optimizer)
+    again, theirs = build(1)
+    assert not torch.equal(again["pruned"].weight_mask, model["pruned"].weight_mask)
+    ln.load_checkpoint(tmp_path / "c", again, theirs)
+    for _ in range(3):
+        step(model, optimizer)
+        step(again, theirs)
+    torch.testing.assert_close(again.state_dict(), model.state_dict(), rtol=0, atol=0)
+    assert torch.equal(again["pruned"].weight_mask, model["pruned"].weight_mask)
+    assert (again["pruned"].weight == 0).sum() == 18
+    assert again["tied"].weight is again["free"].weight
+    assert again.mix.sum().item() == pytest.approx(1.0)
+    assert ln.sets.Simplex().contains(again.mix.detach(), 1e-6)
+
+
 # --- a disk that fills up ---------------------------------------------------------------------
 
 

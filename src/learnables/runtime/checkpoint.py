@@ -185,7 +185,7 @@ def save_checkpoint(
         "random": flatten(_random_states(), pile.put, f"{_OURS}random") if random_state else None,
         "extra": flatten(dict(extra or {}), pile.put, f"{_OURS}extra"),
     }
-    if _is_rank_zero():
+    if is_rank_zero():
         header = _header(meta, pile)
         try:
             replace_file(path, lambda partial: save_file(pile.tensors, partial, header))
@@ -241,7 +241,8 @@ def _crc32(x: Tensor) -> int:
     return zlib.crc32(x.reshape(-1).view(torch.uint8).numpy().data, seed) if x.nbytes else seed
 
 
-def _is_rank_zero() -> bool:
+def is_rank_zero() -> bool:
+    """Whether this process is the one that writes; the only one is."""
     distributed = torch.distributed
     return not (distributed.is_available() and distributed.is_initialized()) or (
         distributed.get_rank() == 0
