@@ -8,6 +8,9 @@ and lr = eps = 2^40, whose update is 2^40 · g / (|g| + 2^40), which rounds to g
 same sum of squares to 1e-6. One step in each cell with a scaler overflows; it must be marked as
 skipped.
 
+Then the same inside Lightning, the transformers Trainer, Accelerate, and with optimizers that step
+inside the backward: watch_trainers.py.
+
 Beside it: what a `Tensor.register_hook`, the mechanism of `wandb.watch`, sees in the same steps.
 
     python benchmarks/watch_gradients.py
@@ -103,7 +106,7 @@ def cell(precision: str, accumulate: int, clip: bool, world: str, folder: str) -
     if rank:
         return {}
     assert watcher.failed is None, watcher.failed
-    return _judge(Run(watcher.path), consumed, moved, scaled)
+    return judge(Run(watcher.path), consumed, moved, scaled)
 
 
 def _whole(p: Tensor) -> Tensor:
@@ -111,9 +114,7 @@ def _whole(p: Tensor) -> Tensor:
     return (p.full_tensor() if hasattr(p, "full_tensor") else p).clone()
 
 
-def _judge(
-    run: Run, consumed: list[dict[str, Tensor]], hooked: Any, scaled: bool
-) -> dict[str, Any]:
+def judge(run: Run, consumed: list[dict[str, Tensor]], hooked: Any, scaled: bool) -> dict[str, Any]:
     equal, marked, far = True, True, 1.0
     assert [o.step for o in run.observations] == [1, 2, 3]
     for o, truth, hook in zip(run.observations, consumed, hooked, strict=True):
@@ -195,9 +196,13 @@ def main() -> int:
             *(f"{m:>12}" for m in marks),
         )
     print(f"recorded = consumed in {good} of {len(rows)} cells")
+    from watch_trainers import table  # which takes the model and the judge from here
+
+    with tempfile.TemporaryDirectory() as folder:
+        inside = table(folder)
     if "--no-save" not in sys.argv:
         save("watch_gradients", rows, good=good, cells=len(rows))
-    return good != len(rows)
+    return good != len(rows) or not all(row["equal"] and row["skips marked"] for row in inside)
 
 
 if __name__ == "__main__":
