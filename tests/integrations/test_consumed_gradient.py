@@ -1,4 +1,4 @@
-"""Inside each trainer the recorded gradient is the consumed one, bit by bit: the benchmark's rows."""
+"""Inside each trainer the recorded gradient is the consumed one: the rows of the benchmark."""
 
 from pathlib import Path
 

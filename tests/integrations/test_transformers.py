@@ -89,6 +89,7 @@ def arguments(folder: Path, **options: Any) -> Any:
     )
 
 
+OURS = {"prompt", "plain", "colour", "my_gamma", "layers_scale.0"}
 UNDECAYED = ("prompt", "colour", "my_gamma", "vit.embeddings.cls_token")
 
 
@@ -184,3 +185,35 @@ def test_a_name_that_is_rewritten_on_every_load_is_refused(tmp_path: Path) -> No
 
     with pytest.raises(CheckpointError, match="rewrites the name"):
         Net(config()).save_pretrained(tmp_path)
+
+
+def test_the_audit_finds_both_traps_and_neither_with_the_mix_in(base: Path) -> None:
+    model = kind(safe=False).from_pretrained(base)
+    with torch.no_grad():  # what lies in memory differs from run to run
+        model.prompt.fill_(7e22)
+        model.plain.fill_(float("nan"))
+    found = {(f.code, name) for f in ln.audit(model).findings for name in f.where}
+    assert {("LRN805", "prompt"), ("LRN805", "plain"), ("LRN806", "layers_scale.0")} <= found
+    named = {name for code, name in found if code in ("LRN805", "LRN806")}
+    assert named <= OURS, "transformers' own parameters are fine"
+
+    safe = kind().from_pretrained(base)
+    assert "LRN805" not in ln.audit(safe).codes
+    fresh = kind()(config())
+    assert "LRN805" in ln.audit(fresh).skipped
+
+
+def test_a_random_declared_initialiser_is_believed(base: Path) -> None:
+    from transformers import ViTModel
+
+    from learnables.integrations.transformers import Declared
+
+    class Net(Declared, ViTModel):
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            self.prompt = ln.parameter(1, 4, 24, init=ln.init.trunc_normal(0.02))
+            self.post_init()
+
+    model = Net.from_pretrained(base)
+    assert 0.01 < model.prompt.detach().std() < 0.03
+    assert ln.audit(model).ok

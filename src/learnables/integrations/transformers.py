@@ -19,7 +19,6 @@ Trainer(
 """
 
 import copy
-import math
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
@@ -28,6 +27,11 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from learnables.auditing.rules.filled_by_nobody import fills
+from learnables.auditing.rules.renamed_in_the_file import as_loaded
+from learnables.auditing.rules.renamed_in_the_file import (
+    names_lost_by_saving as names_lost_by_saving,
+)
 from learnables.errors import CheckpointError, need_extra
 from learnables.init.redraw import redraw_
 from learnables.integrations.building import build_optimizer
@@ -181,6 +185,8 @@ class Declared:
     that would not come back is written as it is.
     """
 
+    _learnables_keeps_names = True  # the audit's rule LRN806 asks
+
     @classmethod
     def from_pretrained(cls, *args: Any, output_loading_info: bool = False, **kwargs: Any) -> Any:
         """As ``PreTrainedModel.from_pretrained``; see the class."""
@@ -199,10 +205,11 @@ class Declared:
             CheckpointError: A name would not come back in that form either.
         """
         there: Any = super()
-        lost = names_lost_by_saving(self)  # type: ignore[arg-type]
+        model: Any = self
+        lost = names_lost_by_saving(model)
         if lost:
             kwargs["save_original_format"] = False
-            broken = {name: new for name in lost if (new := _as_loaded(self, name)) != name}
+            broken = {name: new for name in lost if (new := as_loaded(model, name)) != name}
             if broken:
                 name, new = next(iter(broken.items()))
                 raise CheckpointError(
@@ -257,80 +264,3 @@ def _remember(owner: nn.Module, local_name: str, param: Tensor) -> None:
     note = note_of(owner, local_name)
     if note.get("weight_decay") == "init":
         put_note(owner, local_name, Note(note.declared, note.annotated, param.detach().clone()))
-
-
-def fills(model: nn.Module, path: str, local_name: str) -> bool:
-    """Whether ``_init_weights`` of the model around ``path`` writes this parameter.
-
-    Tried on a copy of the parameter's owner that holds NaN and has no children, so that nothing of
-    the model itself can be written. Where that is not enough to tell, it is taken as not written.
-    """
-    judge: Any = None
-    owner = model
-    for part in ["", *path.split(".")] if path else [""]:
-        owner = getattr(owner, part) if part else owner
-        judge = owner if hasattr(owner, "_init_weights") else judge
-    if judge is None:
-        return False
-    trial = copy.copy(owner)
-    trial.__dict__ = {k: v for k, v in vars(owner).items() if k != "_is_hf_initialized"}
-    trial.__dict__["_modules"] = {}
-    trial.__dict__["_buffers"] = {
-        name: None if buffer is None else buffer.clone() for name, buffer in owner._buffers.items()
-    }
-    trial.__dict__["_parameters"] = {
-        name: None if param is None else nn.Parameter(torch.full_like(param, math.nan))
-        for name, param in owner._parameters.items()
-    }
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            judge._init_weights(trial)
-    except (AttributeError, KeyError):  # it looks for a child
-        return False
-    written = trial._parameters[local_name]
-    return written is not None and not bool(written.isnan().any())
-
-
-def names_lost_by_saving(model: nn.Module) -> dict[str, str]:
-    """Parameter → its name in the file, where loading the file does not give it back.
-
-    Args:
-        model: A ``PreTrainedModel``.
-
-    Returns:
-        An empty dict where every name survives.
-    """
-    back = [transform.reverse_transform() for transform in reversed(_conversions(model))]
-    lost = {}
-    for name, _ in model.named_parameters():
-        if any(_renamed(name, [c]) != name for c in back if _is_a(c, "WeightConverter")):
-            continue
-        saved = _renamed(name, [c for c in back if _is_a(c, "WeightRenaming")])
-        if _as_loaded(model, saved) != name:
-            lost[name] = saved
-    return lost
-
-
-def _is_a(transform: Any, name: str) -> bool:
-    return any(kind.__name__ == name for kind in type(transform).__mro__)
-
-
-def _conversions(model: Any) -> list[Any]:
-    known = getattr(model, "_weight_conversions", None)
-    if known is not None:  # what it was loaded with
-        return list(known)
-    from transformers.conversion_mapping import get_model_conversion_mapping
-
-    found = get_model_conversion_mapping(model, add_legacy=False)
-    return [c for c in found if not _is_a(c, "PrefixChange")]
-
-
-def _as_loaded(model: Any, name: str) -> str:
-    there = copy.deepcopy(_conversions(model))  # each notes that it was used
-    return _renamed(name, [c for c in there if _is_a(c, "WeightRenaming")])
-
-
-def _renamed(name: str, transforms: Iterable[Any]) -> str:
-    for transform in transforms:
-        name = transform.rename_source_key(name)[0]
-    return name
