@@ -251,3 +251,18 @@ def test_a_fresh_process_says_the_same(name: str, tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert findings_in(tmp_path / "report.json") == []
+
+
+def test_accelerate_launch_starts_a_module(tmp_path: Path) -> None:
+    launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+    done = subprocess.run(
+        [sys.executable, "-m", *launch, "--mixed_precision", "no", "--dynamo_backend", "no"]
+        + ["-m", "learnables", *OPTIONS, "--fail", str(PROGRAMS / "accelerate_plain.py")],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert findings_in(tmp_path / "report.json") == []
