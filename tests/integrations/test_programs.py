@@ -255,9 +255,9 @@ def test_a_fresh_process_says_the_same(name: str, tmp_path: Path) -> None:
 
 def test_accelerate_launch_starts_a_module(tmp_path: Path) -> None:
     launch = ["accelerate.commands.launch", "--cpu", "--num_processes", "1", "--num_machines", "1"]
+    launch += ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "learnables", *OPTIONS]
     done = subprocess.run(
-        [sys.executable, "-m", *launch, "--mixed_precision", "no", "--dynamo_backend", "no"]
-        + ["-m", "learnables", *OPTIONS, "--fail", str(PROGRAMS / "accelerate_plain.py")],
+        [sys.executable, "-m", *launch, "--fail", str(PROGRAMS / "accelerate_plain.py")],
         cwd=tmp_path,
         env=ENVIRONMENT,
         capture_output=True,
