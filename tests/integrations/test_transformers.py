@@ -159,8 +159,15 @@ def test_a_new_parameter_keeps_its_declared_value_and_its_name(base: Path, tmp_p
         assert torch.equal(p, q), name
 
 
-def test_decay_toward_the_initial_value_starts_from_what_was_filled(base: Path) -> None:
+@pytest.mark.parametrize("start", [1.0, 3.0], ids=["filled", "loaded"])
+def test_decay_goes_toward_what_training_starts_from(
+    start: float, base: Path, tmp_path: Path
+) -> None:
     model = kind().from_pretrained(base)
+    if start != 1.0:
+        model.colour.data.mul_(start)
+        model.save_pretrained(tmp_path / "mine")
+        model = kind().from_pretrained(tmp_path / "mine")
     groups = ln.param_groups(model, lr=0.1, weight_decay=0.5)
     optimizer = torch.optim.SGD(groups, lr=0.1)
     ln.attach(model, optimizer)
@@ -168,7 +175,7 @@ def test_decay_toward_the_initial_value_starts_from_what_was_filled(base: Path) 
         model.colour.zero_()
     model.colour.grad = torch.zeros(3, 3)
     optimizer.step()
-    torch.testing.assert_close(model.colour.detach(), 0.05 * torch.eye(3))
+    torch.testing.assert_close(model.colour.detach(), 0.05 * start * torch.eye(3))
 
 
 def test_a_name_that_is_rewritten_on_every_load_is_refused(tmp_path: Path) -> None:

@@ -69,7 +69,8 @@ class _Callback(Looking):
         optimizer = steppable(its["optimizer"])
         if attachment_of(optimizer) is None:
             attach(its["model"], optimizer)
-        self.begin_looking(its["model"], [optimizer], step=state.global_step)
+        scaler = getattr(its["optimizer"], "scaler", None)  # Accelerate's wrapper has it
+        self.begin_looking(its["model"], [optimizer], scaler, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **its: Any) -> None:
         """Print the report when it has come."""
@@ -182,7 +183,8 @@ class Declared:
     lay in memory. And it writes files under the names of the original code, by patterns that meet
     other people's names too. With this mix-in, a parameter that the checkpoint lacks has its
     declared initial value (or what the constructor gives it, where none was declared), and a name
-    that would not come back is written as it is.
+    that would not come back is written as it is. Where ``weight_decay="init"`` was declared, the
+    value to decay toward is the one that was loaded or filled: what training starts from.
     """
 
     _learnables_keeps_names = True  # the audit's rule LRN806 asks
@@ -199,7 +201,7 @@ class Declared:
         """As ``PreTrainedModel.save_pretrained``; see the class.
 
         Where a pattern would rewrite a name for good, the whole file has the names of the model
-        itself (``save_original_format=False``), which every version 5 reads.
+        itself (``save_original_format=False``), which ``from_pretrained`` reads as well.
 
         Raises:
             CheckpointError: A name would not come back in that form either.
@@ -251,9 +253,9 @@ def fill_missing_(model: nn.Module, missing: Iterable[str]) -> tuple[str, ...]:
         with torch.no_grad():
             for name in left:
                 params[name].copy_(fresh.get_parameter(name))
-    for name in left:
+    for name, param in params.items():
         path, _, local_name = name.rpartition(".")
-        _remember(model.get_submodule(path), local_name, params[name])
+        _remember(model.get_submodule(path), local_name, param)
     for name in (*filled, *left):
         params[name]._is_hf_initialized = True  # type: ignore[attr-defined]
     return (*filled, *left)
