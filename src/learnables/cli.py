@@ -138,6 +138,34 @@ def explain(
     explain(rule)
 
 
+@app.command()
+def inspect(
+    file: Annotated[
+        Path, typer.Argument(help="A checkpoint: of learnables, any safetensors, of torch.save.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(help="pkg.module:factory or file.py:factory; compare with what it builds."),
+    ] = None,
+    base: Annotated[
+        Path | None, typer.Option(help="Another file: how far has each tensor moved from it?")
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
+    output: _Output = None,
+) -> None:
+    """Look into a checkpoint: what it holds, whether it fits a model, what never left its start.
+
+    Nothing in the file is executed. Exit code 0: clean; 1: something is missing, unexpected,
+    mis-shaped, not finite, untied or untrained; 2: it could not be read.
+
+    Raises:
+        Exit: With that code.
+    """
+    from learnables.auditing.inspection import run_inspect
+
+    raise typer.Exit(run_inspect(file, model=model, base=base, format=format, output=output))
+
+
 # --- train -----------------------------------------------------------------------------------
 
 train = typer.Typer(help="Train a model from scratch with a recipe.", no_args_is_help=True)
@@ -174,6 +202,10 @@ def vit(
     seed: Annotated[int | None, typer.Option(help="Of everything that is random.")] = None,
     device: Annotated[
         str | None, typer.Option(help="auto (default), cpu, cuda, cuda:1, mps.")
+    ] = None,
+    strategy: Annotated[
+        str | None,
+        typer.Option(help="ddp (default) or fsdp2: how the processes of torchrun share the model."),
     ] = None,
     max_steps: Annotated[
         int | None, typer.Option(help="Stop after this many steps: a dry run.")
@@ -214,6 +246,7 @@ def vit(
         "compile": compile,
         "seed": seed,
         "device": device,
+        "strategy": strategy,
         "max_steps": max_steps,
     }
     code = run(

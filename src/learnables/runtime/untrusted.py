@@ -52,7 +52,7 @@ def read_meta(path: Path) -> dict[str, Any]:
             "there is no checkpoint", where=str(path), wanted="a file of ln.save_checkpoint"
         )
     try:
-        text = _meta_text(path, _header_text(path))
+        text = _meta_text(path, header_text(path))
         meta = json.loads(text, parse_constant=_no_number)
     except OSError as error:
         refuse(path, str(error))
@@ -77,7 +77,12 @@ def refuse(path: Path, found: str) -> NoReturn:
     )
 
 
-def _header_text(path: Path) -> str:
+def header_text(path: Path) -> str:
+    """The header of a safetensors file, of which no more was read than such a file may have.
+
+    Raises:
+        CheckpointError: It is no such file, or claims more than there is.
+    """
     status = path.stat()
     size = status.st_size
     held = getattr(status, "st_blocks", 0) * 512  # 0 where a file system does not tell

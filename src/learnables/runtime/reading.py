@@ -1,0 +1,198 @@
+"""Read the tensors of a file, whoever wrote it, without running anything that is in it."""
+
+import pickle
+import warnings
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from learnables._torch import storage_key
+from learnables.errors import CheckpointError
+from learnables.runtime.checkpoint import read_checkpoint
+from learnables.runtime.untrusted import header_text
+
+# Where training programs put a model's state dict; the first of them that is there counts.
+_HELD_AT = (
+    "state_dict",
+    "model_state_dict",
+    "model_state",
+    "model",
+    "module",
+    "net",
+    "network",
+    "params",
+    "weights",
+    "ema",
+)
+_UNPACKED = 64 << 20  # bytes from which on an archive must not be a hundred times what lies there
+_RATIO = 100
+
+
+@dataclass(frozen=True)
+class StateFile:
+    """The named tensors of one file.
+
+    Attributes:
+        path: The file.
+        kind: Who wrote it: ``"ln.save_checkpoint"``, ``"safetensors"`` or ``"torch.save"``.
+        state: Name in the file → tensor, on the CPU.
+        ties: Name → the earlier name that has the same memory; a file of bare safetensors has none.
+        about: What else the file says of itself, in words: step, where the state dict lay.
+    """
+
+    path: Path
+    kind: str
+    state: dict[str, Tensor]
+    ties: dict[str, str] = field(default_factory=dict)
+    about: dict[str, str] = field(default_factory=dict)
+
+
+def read_state(path: str | Path) -> StateFile:
+    """Read the state dict of a file: of `ln.save_checkpoint`, any safetensors, or `torch.save`.
+
+    A file of ``torch.save`` is read with ``weights_only=True``; whatever would have to be executed
+    is refused.
+
+    Raises:
+        CheckpointError: There is no such file, it is damaged or hostile, or holds no named tensors.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "last.pt"
+        >>> torch.save({"epoch": 3, "state_dict": nn.Linear(2, 1).state_dict()}, path)
+        >>> file = read_state(path)
+        >>> file.kind, list(file.state), file.about
+        ('torch.save', ['weight', 'bias'], {'read from': "the key 'state_dict'", 'epoch': '3'})
+
+    Cost:
+        The file once in host memory.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(
+            "there is no checkpoint", where=str(path), wanted="a safetensors or torch.save file"
+        )
+    with path.open("rb") as file:
+        magic = file.read(4)
+    if magic.startswith((b"PK\x03\x04", b"\x80")):
+        return _read_torch(path)
+    header = header_text(path)
+    if '"learnables"' in header[:64]:
+        return _read_ours(path)
+    return _read_safetensors(path)
+
+
+def _read_ours(path: Path) -> StateFile:
+    checkpoint = read_checkpoint(path)
+    about = {} if checkpoint.step is None else {"step": str(checkpoint.step)}
+    state = {name: x for name, x in checkpoint.model.items() if isinstance(x, Tensor)}
+    return StateFile(path, "ln.save_checkpoint", state, dict(checkpoint.ties), about)
+
+
+def _read_safetensors(path: Path) -> StateFile:
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = dict(file.metadata() or {})
+            state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise _damaged(path, str(error)) from error
+    return StateFile(path, "safetensors", _some(path, state), {}, about)
+
+
+def _read_torch(path: Path) -> StateFile:
+    _refuse_bombs(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of an unusual pickle protocol
+            held = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            "the file could only be read by executing what is in it",
+            where=str(path),
+            found=_reason(error),
+            wanted="tensors, numbers, strings and containers of them",
+            mend="safetensors.torch.save_file(model.state_dict(), 'model.safetensors'), where the "
+            "file comes from",
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise _damaged(path, _reason(error)) from None
+    state, about = _found_in(held)
+    ties: dict[str, str] = {}
+    first: dict[Any, str] = {}
+    for name, x in state.items():
+        if x.layout is torch.strided and x.numel():
+            same = (storage_key(x), x.storage_offset(), x.shape, x.stride(), x.dtype)
+            other = first.setdefault(same, name)
+            if other != name:
+                ties[name] = other
+    return StateFile(path, "torch.save", _some(path, state), ties, about)
+
+
+def _refuse_bombs(path: Path) -> None:
+    if not zipfile.is_zipfile(path):
+        return
+    with zipfile.ZipFile(path) as archive:
+        whole = sum(part.file_size for part in archive.infolist())
+    size = path.stat().st_size
+    if whole > max(_UNPACKED, _RATIO * size):
+        raise _damaged(path, f"{size:,} bytes that claim to be {whole:,}")
+
+
+def _found_in(held: Any) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The state dict in what ``torch.save`` was given, and the plain facts beside it."""
+    if not isinstance(held, Mapping):
+        return {}, {}
+    about = {
+        str(key): str(value)
+        for key, value in held.items()
+        if isinstance(value, (int, float, str, bool)) and len(str(value)) < 80
+    }
+    own = _tensors(held)
+    for key in _HELD_AT:
+        inside = held.get(key)
+        if not own and isinstance(inside, Mapping) and (found := _tensors(inside)):
+            return found, {"read from": f"the key {key!r}", **about}
+    if not own:
+        for key, inside in held.items():
+            own |= {f"{key}.{name}": x for name, x in _tensors(inside).items()}
+    return own, about
+
+
+def _tensors(held: Any) -> dict[str, Tensor]:
+    if not isinstance(held, Mapping):
+        return {}
+    return {str(key): x.detach() for key, x in held.items() if isinstance(x, Tensor)}
+
+
+def _some(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    if not state:
+        raise CheckpointError(
+            "the file holds no named tensors",
+            where=str(path),
+            wanted="a state dict, or a dict that has one under 'state_dict' or 'model'",
+        )
+    return state
+
+
+def _damaged(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        "the file is damaged, or no checkpoint",
+        where=str(path),
+        found=found,
+        wanted="a file of ln.save_checkpoint, of safetensors or of torch.save",
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """The line of an error that says why; torch's advice to read the file in spite of it is cut."""
+    text = str(error).strip()
+    for line in text.splitlines():
+        if "WeightsUnpickler error:" in line:
+            return line.partition("WeightsUnpickler error:")[2].strip().split(". ")[0]
+    return text.splitlines()[0] if text else type(error).__name__
