@@ -20,6 +20,7 @@ from learnables.errors import RunError
 from learnables.watching import Run
 from learnables.watching.schema import VERSION
 from learnables.watching.store import Store
+from learnables.watching.wal import faults
 
 
 def everything(path: Path) -> dict[str, object]:
@@ -159,6 +160,33 @@ def test_text_that_is_no_utf8_any_more_is_said_to_be_damaged(sound, tmp_path):
     run = Run(tmp_path / "run.db")
     assert run.damage == ["run.db, alarms: row 1 fails its checksum"]
     assert not run.alarms
+
+
+def test_half_a_frame_over_one_of_an_earlier_turn_is_the_end_of_a_killed_writer(tmp_path):
+    """A writer that is killed between a frame's header and its page, after the log began anew."""
+    path = tmp_path / "log.db"
+    database = sqlite3.connect(path, isolation_level=None)
+    database.execute("PRAGMA journal_mode=WAL")
+    database.execute("PRAGMA wal_autocheckpoint=0")
+    database.execute("CREATE TABLE t (x)")
+    for i in range(20):
+        database.execute("INSERT INTO t VALUES (?)", ("a" * 3000 + str(i),))
+    database.execute("PRAGMA wal_checkpoint(RESTART)")  # the next write starts at the front
+    log = tmp_path / "log.db-wal"
+    old = log.read_bytes()
+    database.execute("INSERT INTO t VALUES ('new')")
+    new = log.read_bytes()
+    kept = tmp_path / "kept-wal"
+    kept.write_bytes(new)
+    assert faults(kept) == []
+    last = max(i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b)
+    frame = (last - 32) // (24 + 4096)
+    at = 32 + frame * (24 + 4096) + 24
+    kept.write_bytes(new[:at] + old[at:])
+    database.close()
+    assert faults(kept) == [
+        "kept-wal: the log ends in the middle of a write; what was written last may be missing"
+    ]
 
 
 # --- killed writers -------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from pathlib import Path
 
 _HEADER, _FRAME = 32, 24
 _MAGIC = 0x377F0682  # plus 1 where checksums are over big-endian words
+_TORN = "the log ends in the middle of a write; what was written last may be missing"
 
 
 def faults(path: Path) -> list[str]:
@@ -50,6 +51,10 @@ def _faults(raw: bytes) -> list[str]:
     length = _FRAME + size
     number = (len(raw) - _HEADER) // length
     salts = [struct.unpack_from(">2I", raw, _HEADER + i * length + 8) for i in range(number)]
+
+    def earlier(of: int) -> bool:
+        return 0 < (salt - of) % 2**32 <= restarts
+
     for i in range(number):
         at = _HEADER + i * length
         if salts[i] == (salt, other):
@@ -57,12 +62,14 @@ def _faults(raw: bytes) -> list[str]:
             sums = _checksum(raw[at + _FRAME : at + length], order, sums)
             if sums == struct.unpack_from(">2I", raw, at + 16):
                 continue
-        elif (salt, other) not in salts[i:] and 0 < (salt - salts[i][0]) % 2**32 <= restarts:
+            if i + 1 < number and all(earlier(old) for old, _ in salts[i + 1 :]):
+                return [_TORN]  # half of a frame over one of an earlier turn
+        elif (salt, other) not in salts[i:] and earlier(salts[i][0]):
             return []  # what is left of an earlier turn of the log
         lost = number - i
         return [f"frame {i + 1} of the log is damaged; the last {lost} pages written are missing"]
     if (len(raw) - _HEADER) % length:
-        return ["the log ends in the middle of a write; what was written last may be missing"]
+        return [_TORN]
     return []
 
 
