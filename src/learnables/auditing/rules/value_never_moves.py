@@ -41,13 +41,23 @@ def value_never_moves(evidence: Evidence) -> Iterator[Finding]:
             largest = _largest(looks)
             if largest < _ROUND_OFF * _largest_of_siblings(evidence, entry):
                 continue  # a gradient that cancels: another rule's matter
+            eps = _eps(evidence, entry)
             yield Finding(
                 what="the optimizer steps a parameter and its value does not change",
                 where=list(entry.names),
                 found=f"change 0 in {len(looks)} of {len(looks)} steps, "
-                f"gradient up to {largest:.1e}, learning rate {looks[-1].lr:g}",
+                f"gradient up to {largest:.1e}, learning rate {looks[-1].lr:g}"
+                + (f"; the optimizer's eps {eps:g} outweighs it" if largest < eps else ""),
                 wanted="a change in at least one of them",
+                # Behind a LayerScale of 1e-5, as CaiT begins, that is no fault by itself.
+                severity="note" if largest < eps and entry.dtype.itemsize >= 4 else None,
             )
+
+
+def _eps(evidence: Evidence, entry: Entry) -> float:
+    """What Adam and its kin add to the root of the second moment; 0 for others."""
+    options = [group.options.get("eps") for group in evidence.groups_of(entry)]
+    return max((float(eps) for eps in options if isinstance(eps, (int, float))), default=0.0)
 
 
 _ROUND_OFF = 1e-5
