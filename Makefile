@@ -52,4 +52,4 @@ bench-audit: $(READY) ## the zoo of real bugs: what the audit finds, beside the 
 	$(BIN)/python benchmarks/zoo.py
 
 clean: ## remove the environment and what the tools wrote
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-integrations build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
