@@ -266,3 +266,28 @@ def test_accelerate_launch_starts_a_module(tmp_path: Path) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert findings_in(tmp_path / "report.json") == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("planted", [False, True])
+@pytest.mark.parametrize("name", ["accelerate_plain.py", "trainer_vit.py"])
+def test_two_ranks_under_torchrun_say_the_same(name: str, planted: bool, tmp_path: Path) -> None:
+    bug = next(bug for bug in BUGS if bug.program == name)
+    program = plant(bug, tmp_path) if planted else PROGRAMS / name
+    ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    words = [sys.executable, "-W", "ignore", *ranks, "-m", "learnables", *OPTIONS, "--fail"]
+    done = subprocess.run(
+        [*words, str(program)],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == int(planted), done.stderr
+    found = findings_in(tmp_path / "report.json")
+    if not planted:
+        assert found == []
+        return
+    named = {n.removeprefix("module.") for f in found if f["code"] == bug.code for n in f["where"]}
+    assert set(bug.where) <= named, found
