@@ -94,3 +94,69 @@ def test_another_shape_and_a_model_without_declarations_are_refused(tmp_path: Pa
         ours.load_pretrained_(model, tmp_path)
     with pytest.raises(SelectionError, match="declared"):
         ours.train_declared(nn.Linear(2, 2))
+
+
+def test_in_a_trainer_a_prompt_of_ours_and_lora_train_together(tmp_path: Path) -> None:
+    from peft import LoraConfig, PeftModel, get_peft_model
+    from transformers import Trainer, TrainingArguments
+
+    from learnables.integrations import peft as ours
+    from learnables.integrations.transformers import LearnablesCallback, optimizer_cls_and_kwargs
+
+    def vit() -> Any:
+        from transformers import ViTConfig, ViTForImageClassification
+
+        torch.manual_seed(0)
+        model = ViTForImageClassification(
+            ViTConfig(
+                hidden_size=24,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                intermediate_size=48,
+                image_size=16,
+                patch_size=8,
+                num_labels=3,
+            )
+        )
+        embeddings = model.vit.embeddings
+        embeddings.prompt = ln.parameter(1, 4, 24, init=ln.init.trunc_normal(0.02))
+        embeddings.register_forward_hook(
+            lambda module, _, x: torch.cat([x, module.prompt.expand(len(x), -1, -1)], dim=1)
+        )
+        return model
+
+    lora = LoraConfig(target_modules=["q_proj"], r=2, modules_to_save=["classifier"])
+    model = get_peft_model(vit(), lora)
+    assert ours.train_declared(model) == ("base_model.model.vit.embeddings.prompt",)
+    args = TrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=6,
+        per_device_train_batch_size=4,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=["labels"],
+    )
+    callback = LearnablesCallback(watch=0)
+    data = [{"pixel_values": torch.randn(3, 16, 16), "labels": i % 3} for i in range(24)]
+    Trainer(
+        model,
+        args,
+        train_dataset=data,
+        optimizer_cls_and_kwargs=optimizer_cls_and_kwargs(model, args),
+        callbacks=[callback],
+    ).train()
+    assert callback.report is not None
+    assert callback.report.ok, str(callback.report)
+    assert {row.name for row in callback.report.parameters if row.name.endswith("prompt")}
+
+    ours.save_pretrained(model, tmp_path / "adapter")
+    again = PeftModel.from_pretrained(vit(), tmp_path / "adapter")
+    assert ours.load_pretrained_(again, tmp_path / "adapter")
+    x = torch.randn(2, 3, 16, 16)
+    model.eval(), again.eval()
+    torch.testing.assert_close(again(x).logits, model(x).logits, rtol=0, atol=0)
