@@ -87,9 +87,10 @@ def renamed_in_the_file(evidence: Evidence) -> Iterator[Finding]:
                     wanted=f"{entry.name!r}",
                 )
     if has_own_names:
-        lost = names_lost_by_saving(model)
-        for entry in entries:
-            if entry.name in lost and evidence.library_of(entry) != "transformers":
+        own = [entry for entry in entries if evidence.library_of(entry) != "transformers"]
+        lost = names_lost_by_saving(model, [entry.name for entry in own])
+        for entry in own:
+            if entry.name in lost:
                 yield Finding(
                     what="the name of a parameter does not survive save_pretrained",
                     where=list(entry.names),
@@ -105,30 +106,34 @@ def _likeness(one: str, other: str) -> float:
     return len(both) / max(map(len, words))
 
 
-def names_lost_by_saving(model: nn.Module) -> dict[str, str]:
+def names_lost_by_saving(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, str]:
     """Parameter → its name in the file of ``save_pretrained``, where loading loses it.
 
     Args:
         model: A ``PreTrainedModel`` of transformers.
+        names: Which parameters; all when not given.
 
     Returns:
         An empty dict where every name survives.
     """
-    back = [transform.reverse_transform() for transform in reversed(_conversions(model))]
+    names = [name for name, _ in model.named_parameters()] if names is None else list(names)
+    if not names:
+        return {}
+    forth = _conversions(model)
+    back = [transform.reverse_transform() for transform in reversed(forth)]
     lost = {}
-    for name, _ in model.named_parameters():
+    for name in names:
         if any(_renamed(name, [c]) != name for c in back if _is_a(c, "WeightConverter")):
             continue
         saved = _renamed(name, [c for c in back if _is_a(c, "WeightRenaming")])
-        if as_loaded(model, saved) != name:
+        if _renamed(saved, [c for c in forth if _is_a(c, "WeightRenaming")]) != name:
             lost[name] = saved
     return lost
 
 
 def as_loaded(model: nn.Module, name: str) -> str:
     """What ``from_pretrained`` takes a name in a file for."""
-    there = copy.deepcopy(_conversions(model))  # each notes that it was used
-    return _renamed(name, [c for c in there if _is_a(c, "WeightRenaming")])
+    return _renamed(name, [c for c in _conversions(model) if _is_a(c, "WeightRenaming")])
 
 
 def _library() -> Any:
@@ -138,8 +143,8 @@ def _library() -> Any:
 
 def _conversions(model: Any) -> list[Any]:
     known = getattr(model, "_weight_conversions", None)
-    if known is not None:  # what it was loaded with
-        return list(known)
+    if known is not None:  # what it was loaded with; a copy, because each notes that it was used
+        return copy.deepcopy(list(known))
     make = getattr(_library(), "get_model_conversion_mapping", None)
     found = make(model, add_legacy=False) if make is not None else []
     return [c for c in found if not _is_a(c, "PrefixChange")]
