@@ -91,6 +91,18 @@ def test_a_cut_is_printed_with_its_line_or_stops_the_fit(
     assert "LRN301" in capfd.readouterr().err or fail
 
 
+def test_a_fit_shorter_than_the_audit_is_judged_by_what_there_was(tmp_path: Path) -> None:
+    from learnables.integrations.lightning import LearnablesCallback
+
+    callback = LearnablesCallback(audit=50, watch=1, to=tmp_path, budget=None)
+    fit(module(cut=True), callback)
+    assert callback.report.iterations == 12
+    assert callback.report.codes[0] == "LRN301"
+    document = Run(callback.watcher.path).artifact("audit")
+    assert document is not None
+    assert document.document()["findings"][0]["code"] == "LRN301"
+
+
 def test_the_callback_is_lightnings_and_can_be_copied() -> None:
     import copy
     import pickle

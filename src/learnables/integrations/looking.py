@@ -86,15 +86,16 @@ class Looking:
             self.watcher.log_scalars(step, numbers)
 
     def end_looking(self, broken: BaseException | None = None) -> None:
-        """Training is over, or ``broken`` ended it."""
-        watcher, observation = self.watcher, self._observation
-        if watcher is not None:
-            watcher.close()
-        if observation is not None:
-            observation.__exit__(type(broken) if broken is not None else None, broken, None)
-            self._observation = None
-            if observation.report is not None and broken is None:
-                self._tell(observation.report)
+        """Training is over, or ``broken`` ended it; the report of a short one comes now."""
+        observation, self._observation = self._observation, None
+        try:
+            if observation is not None:
+                observation.__exit__(type(broken) if broken is not None else None, broken, None)
+                if observation.report is not None and broken is None:
+                    self._tell(observation.report)
+        finally:
+            if self.watcher is not None:
+                self.watcher.close()
 
     def _tell(self, report: Report) -> None:
         self.report, self._observation = report, None
