@@ -123,6 +123,39 @@ def test_a_trainer_with_our_callback_and_groups(way: str, base: Path, tmp_path: 
     assert "loss" in run.scalars
 
 
+@pytest.mark.parametrize("optim", ["adamw_torch_fused", "sgd", "adafactor", "rmsprop"])
+def test_the_mix_in_keeps_the_optimizer_that_was_asked_for(
+    optim: str, base: Path, tmp_path: Path
+) -> None:
+    from transformers import Trainer
+
+    from learnables.integrations.transformers import Groups
+
+    args = arguments(tmp_path / "out", optim=optim, max_steps=2)
+    mine = type("Mine", (Groups, Trainer), {})(kind().from_pretrained(base), args)
+    plain = Trainer(kind().from_pretrained(base), args)
+    ours, theirs = mine.create_optimizer(), plain.create_optimizer()
+    assert type(ours) is type(theirs)
+    assert ours.defaults.keys() == theirs.defaults.keys()
+    held = [p for group in ours.param_groups for p in group["params"]]
+    assert len(held) == len(list(mine.model.parameters()))
+    assert {group["lr"] for group in ours.param_groups} == {args.learning_rate}
+
+
+def test_the_mix_in_leaves_groups_of_a_special_kind(base: Path, tmp_path: Path) -> None:
+    from transformers import Trainer
+
+    from learnables.integrations.transformers import Groups
+
+    model = kind().from_pretrained(base)
+    bridge = (torch.optim.SGD, {"params": [{"params": [model.prompt, model.colour]}], "lr": 0.5})
+    trainer = type("Mine", (Groups, Trainer), {})(
+        model, arguments(tmp_path / "out"), optimizer_cls_and_kwargs=bridge
+    )
+    (group,) = trainer.create_optimizer().param_groups
+    assert [id(p) for p in group["params"]] == [id(model.prompt), id(model.colour)]
+
+
 def test_without_the_mix_in_a_new_parameter_is_memory_and_its_name_is_lost(base: Path) -> None:
     """The two upstream traps, so that we hear when they are mended there."""
     from learnables.integrations.transformers import names_lost_by_saving

@@ -153,11 +153,21 @@ class Groups:
     layer_decay: float | None = None
 
     def create_optimizer(self, model: nn.Module | None = None) -> Optimizer:
-        """Build the optimizer of ``self.args`` over `ln.param_groups`."""
+        """Build the optimizer of ``self.args`` over `ln.param_groups`.
+
+        Where the Trainer makes groups of a special kind itself (GaLore, Muon, LOMO), they stay.
+        """
         trainer: Any = self
         if trainer.optimizer is None:
             model = trainer.model if model is None else model
-            kind, options = trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+            given = trainer.optimizer_cls_and_kwargs
+            kind, options = given or trainer.get_optimizer_cls_and_kwargs(trainer.args, model)
+            special = {"params", "model", "optimizer_dict"} & options.keys()
+            if special or not (isinstance(kind, type) and issubclass(kind, Optimizer)):
+                theirs: Optimizer = super().create_optimizer(model)  # type: ignore[misc]
+                attach(model, steppable(theirs))
+                return theirs
+            options = dict(options)
             lr = options.pop("lr", trainer.args.learning_rate)
             trainer.optimizer = build_optimizer(
                 model,
@@ -168,8 +178,8 @@ class Groups:
                 layer_decay=self.layer_decay,
                 **options,
             )
-        built: Optimizer = trainer.optimizer
-        return built
+        ours: Optimizer = trainer.optimizer
+        return ours
 
 
 # -- files ----------------------------------------------------------------------------------------
