@@ -33,6 +33,38 @@ def test_layer_decay_is_that_of_timm_for_a_vit(options: dict[str, object]) -> No
     assert set(different) <= {"norm.weight", "norm.bias"}, different
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "deit_tiny_distilled_patch16_224",
+        "beit_base_patch16_224",
+        "swin_tiny_patch4_window7_224",
+        "convnext_atto",
+        "resnet18",
+        "regnety_002",
+        "efficientnet_b0",
+        "mobilevit_xxs",
+        "levit_128s",
+        "mixer_s32_224",
+        "hiera_tiny_224",
+        "volo_d1_224",
+    ],
+)
+def test_no_parameter_lies_deeper_than_another_where_timm_says_the_opposite(name: str) -> None:
+    import timm
+    from timm.optim import create_optimizer_v2
+
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=10)
+    theirs = create_optimizer_v2(model, opt="sgd", lr=1.0, weight_decay=0.0, layer_decay=0.5)
+    wanted = {id(p): g["lr_scale"] for g in theirs.param_groups for p in g["params"]}
+    groups = ln.param_groups(model, lr=1.0, layer_decay=0.5)
+    found = {id(p): g["lr"] for g in groups for p in g["params"]}
+    names = {id(p): name for name, p in model.named_parameters()}
+    pairs = ((a, b) for a in wanted for b in wanted if wanted[a] < wanted[b])
+    assert not [(names[a], names[b]) for a, b in pairs if found[a] > found[b]]
+
+
 @pytest.mark.parametrize("opt", ["adamw", "sgd", "lamb", "lion", "nadamw", "adopt"])
 def test_any_optimizer_of_timm_over_our_groups(opt: str) -> None:
     from learnables.integrations.timm import create_optimizer

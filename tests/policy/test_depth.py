@@ -65,6 +65,24 @@ def test_a_declared_scale_multiplies_and_stacks_in_stacks_count() -> None:
     assert found["head.bias"] == 10.0
 
 
+def test_what_lies_between_two_stages_has_the_depth_of_the_former() -> None:
+    model = nn.Module()
+    model.stage1 = nn.Module()
+    model.stage1.b1, model.stage1.b2 = nn.Linear(4, 4), nn.Linear(4, 4)
+    model.down = nn.Linear(4, 4)
+    model.stage2 = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    model.head = nn.Linear(4, 2)
+    found = rates(model, layer_decay=0.5)
+    names = ("stage1.b1", "stage1.b2", "down", "stage2.0", "stage2.1", "head")
+    order = [found[f"{name}.weight"] for name in names]
+    assert order == [0.0625, 0.125, 0.125, 0.25, 0.5, 1.0]
+
+
+def test_a_model_without_blocks_is_refused() -> None:
+    with pytest.raises(PolicyError, match="stacked blocks"):
+        ln.param_groups(nn.Linear(4, 4), lr=1.0, layer_decay=0.5)
+
+
 @pytest.mark.parametrize("options", [{"lr": None, "layer_decay": 0.5}, {"layer_decay": 1.5}])
 def test_a_decay_that_means_nothing_is_refused(options: dict[str, float]) -> None:
     with pytest.raises(PolicyError, match="layer-wise decay"):

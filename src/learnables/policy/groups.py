@@ -70,7 +70,7 @@ def param_groups(
     Raises:
         SelectionError: Nothing is trainable, or a selector of ``policy`` picks nothing.
         PolicyError: Declarations disagree, an ``lr_scale`` or a ``layer_decay`` has no ``lr`` to
-            scale, or ``layer_decay`` is not between 0 and 1.
+            scale, or ``layer_decay`` is not between 0 and 1 or finds no stacked blocks.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
@@ -124,6 +124,13 @@ def _layer_factors(
             mend="ln.param_groups(model, lr=1e-3, layer_decay=0.75)",
         )
     depth, last = depths(model, [plan.entry for plan in plans])
+    if last == 0:
+        raise PolicyError(
+            "layer-wise decay needs a model with stacked blocks",
+            found=f"{type(model).__name__}: no module with numbered children of one class",
+            wanted="e.g. self.blocks = nn.ModuleList(…)",
+            mend="ln.param_groups(model, lr=1e-3, policy={'encoder.*': {'lr_scale': 0.1}})",
+        )
     return {plan.name: layer_decay ** (last - depth[plan.entry]) for plan in plans}
 
 
