@@ -166,6 +166,42 @@ def inspect(
     raise typer.Exit(run_inspect(file, model=model, base=base, format=format, output=output))
 
 
+@app.command()
+def sweep(
+    library: Annotated[str, typer.Argument(help="timm or transformers.")],
+    pattern: Annotated[
+        list[str] | None, typer.Option(help="Only architectures that fit this glob: vit_*.")
+    ] = None,
+    decay: Annotated[
+        bool,
+        typer.Option("--decay", help="Say whom the library's own groups decay, and ours do not."),
+    ] = False,
+    format: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
+    output: _Output = None,
+    select: _Select = None,
+    ignore: _Ignore = None,
+) -> None:
+    """Audit every architecture of an installed library on the meta device, without a step.
+
+    Exit code 0: clean; 1: findings; 2: nothing could be built.
+
+    Raises:
+        Exit: With that code.
+    """
+    from learnables.integrations.sweep import run_sweep
+
+    code = run_sweep(
+        library,
+        pattern or (),
+        decay=decay,
+        format=format,
+        output=output,
+        select=select or (),
+        ignore=ignore or (),
+    )
+    raise typer.Exit(code)
+
+
 # --- train -----------------------------------------------------------------------------------
 
 train = typer.Typer(help="Train a model from scratch with a recipe.", no_args_is_help=True)

@@ -53,7 +53,7 @@ def _faults(raw: bytes) -> list[str]:
     salts = [struct.unpack_from(">2I", raw, _HEADER + i * length + 8) for i in range(number)]
 
     def earlier(of: int) -> bool:
-        return 0 < (salt - of) % 2**32 <= restarts
+        return bool(0 < (salt - of) % 2**32 <= restarts)
 
     for i in range(number):
         at = _HEADER + i * length
