@@ -12,7 +12,7 @@ from tests.integrations.shim import ensure_torchvision
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # nothing is fetched, and a miss is no retry
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-collect_ignore = ["programs", "site", "zygote.py"]
+collect_ignore = ["programs", "site", "lightning_ddp.py"]
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

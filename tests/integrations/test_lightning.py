@@ -1,5 +1,8 @@
 """The callback in a real Trainer: audit, watch, our groups; what it says and when it stops."""
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +119,21 @@ def test_the_callback_is_lightnings_and_can_be_copied() -> None:
     for again in (copy.deepcopy(callback), pickle.loads(pickle.dumps(callback))):
         assert type(again) is LearnablesCallback
         assert again._watch == 7
+
+
+@pytest.mark.slow
+def test_two_processes_look_and_one_speaks(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(here / "lightning_ddp.py")],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": f"{here / 'site'}:{here.parents[1] / 'src'}"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "looked at [1, 2, 4, 6] {'closure'}" in done.stdout
+    assert done.stderr.count("error LRN302") == 1
+    assert "0 * self.lost.sum()" in done.stderr
