@@ -1,6 +1,7 @@
 """`ln.observe` with nothing handed over waits for training to begin, whatever the loop is like."""
 
 import copy
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -99,6 +100,7 @@ def train(
 
 with ln.observe():  # what is imported lazily is imported now
     plain(nn.Linear(1, 1), torch.optim.SGD(nn.Linear(1, 1).parameters()), torch.ones(1, 1))
+ln.parameter(1)  # its hook, which is there for good, is no trace of an audit
 BEFORE = globals_of_torch()
 
 
@@ -194,6 +196,7 @@ def test_an_exception_passes_and_only_whole_iterations_count() -> None:
 
 
 def test_an_optimizer_of_layers_that_are_gone_is_not_called_clean() -> None:
+    gc.collect()  # models of other tests, which are in memory as any other model would be
     torch.manual_seed(0)
     judge = nn.Linear(1, 1)  # trainable, reached by gradients, and nobody's business
     with ln.observe(steps=2) as seen:

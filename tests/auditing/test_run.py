@@ -141,7 +141,9 @@ def globals_of_torch() -> dict[str, Any]:
     )
     hooks = {k: dict(v) for k, v in vars(module).items() if k.startswith("_global_") and v}
     return {
-        "classes": {c: dict(vars(c)) for c in classes},
+        "classes": {  # without what copyreg caches on a class at the first pickling
+            c: {k: v for k, v in vars(c).items() if k != "__slotnames__"} for c in classes
+        },
         "hooks": hooks,
         "optimizer hooks": [
             dict(optimizer._global_optimizer_pre_hooks),
