@@ -61,3 +61,21 @@ def test_odd_strides_of_dimensions_of_size_1_are_mended() -> None:
     assert canonicalize_(model) == ["token"]
     assert model.token.stride() == (8, 8, 1)
     assert canonicalize_(model) == []
+
+
+def test_state_that_kept_old_strides_under_channels_last_is_mended() -> None:
+    torch.manual_seed(0)
+    plain = nn.Conv2d(3, 4, 3)
+    turned = copy.deepcopy(plain)
+    ours = torch.optim.AdamW(turned.parameters(), fused=True, lr=0.1)
+    theirs = torch.optim.AdamW(plain.parameters(), fused=True, lr=0.1)
+    images = torch.linspace(-1, 1, 75).reshape(1, 3, 5, 5)
+    for time in range(4):
+        for model, optimizer in ((turned, ours), (plain, theirs)):
+            optimizer.zero_grad()
+            model(images).square().sum().backward()
+            optimizer.step()
+        if time == 0:
+            turned.to(memory_format=torch.channels_last)
+            assert canonicalize_(turned, ours) == ["weight"]
+    torch.testing.assert_close(turned.weight, plain.weight, rtol=0, atol=0)
