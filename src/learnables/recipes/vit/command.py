@@ -1,9 +1,7 @@
 """What ``learnables train vit`` does with its options."""
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ from learnables.errors import LearnablesError
 from learnables.recipes.vit.config import choose, read_changes
 
 INTERRUPTED = 130  # what a shell reports after Ctrl-C
+_FREE = {"device", "strategy"}  # where and how it is computed, which a resumed run may change
 
 
 def run(
@@ -44,11 +43,11 @@ def run(
     """
     changes = {**given, **_parsed(settings)}
     if resume is not None and (
-        changes.keys() - {"device"} or data is not None or preset is not None or name is not None
+        changes.keys() - _FREE or data is not None or preset is not None or name is not None
     ):
         raise LearnablesError(
             "a resumed run keeps its settings",
-            found="--resume with other options than --device",
+            found="--resume with other options than --device and --strategy",
             wanted="the same settings, so that the run ends as it would have ended",
             mend=f"learnables train vit --resume {resume}",
         )
@@ -58,26 +57,26 @@ def run(
 
     import torch
 
-    from learnables.recipes.vit.train import new_folder, read_config, train
+    from learnables.recipes.vit.crew import assemble
+    from learnables.recipes.vit.train import begin, forget, read_config, train
 
     if threads is not None:
         torch.set_num_threads(threads)
-    leads = int(os.environ.get("RANK", "0")) == 0
     if config is None:
         assert resume is not None
-        folder = resume
-        config = dataclasses.replace(read_config(folder), **read_changes(changes))
-    else:
-        stem = name or Path(config.data).name
-        folder = new_folder(out, stem) if leads else out / stem
-
-    try:
-        result = train(config, folder, resume=resume is not None)
-    except LearnablesError:
-        with suppress(OSError):
-            folder.rmdir()  # nothing was written: leave no empty folder behind
-        raise
-    if not leads:
+        config = dataclasses.replace(read_config(resume), **read_changes(changes))
+    with assemble(config.device) as crew:
+        if resume is None:
+            folder, goes_on = begin(out, name or Path(config.data).name, crew)
+        else:
+            folder, goes_on = resume, True
+        try:
+            result = train(config, folder, resume=goes_on, crew=crew)
+        except LearnablesError:
+            if crew.leads:
+                forget(folder)
+            raise
+    if not crew.leads:
         return 0 if result.finished else INTERRUPTED
     if not result.finished:
         print(

@@ -58,6 +58,8 @@ class Config:
         compile: Whether the model is compiled.
         seed: Of the initial values, the order and the augmentation.
         device: ``"auto"``, or one that torch knows.
+        strategy: How many processes share the model: ``"ddp"`` gives each a copy, ``"fsdp2"`` a
+            part of it. It means nothing for one process alone.
         max_steps: End after this many steps, for a dry run; 0 is off.
         watch_every: Steps between two looks at every parameter; 0 is off.
         watch_budget: Longest time for looking, as a share of the time for training;
@@ -110,6 +112,7 @@ class Config:
     seed: int = 0
     # where and how long
     device: str = "auto"
+    strategy: Literal["ddp", "fsdp2"] = "ddp"
     max_steps: int = 0
     watch_every: int = 50
     watch_budget: float = 0.05

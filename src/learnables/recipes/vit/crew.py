@@ -8,7 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learnables.collectives import gather_texts
 from learnables.errors import LearnablesError
+from learnables.launch import join
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,10 @@ class Crew:
             return flag
         return bool(self.add(torch.tensor([float(flag)], device=self.device)) > 0)
 
+    def hear(self, text: str) -> str:
+        """What the leader says, whatever the others do; all must call."""
+        return text if self.size == 1 else gather_texts(text, self.device)[0]
+
 
 @contextmanager
 def assemble(device: str = "auto") -> Iterator[Crew]:
@@ -59,9 +65,7 @@ def assemble(device: str = "auto") -> Iterator[Crew]:
     if size == 1:
         yield Crew(place)
         return
-    if place.type == "cuda":
-        torch.cuda.set_device(place)
-    torch.distributed.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    join(place.type)
     try:
         yield Crew(place, rank, size)
     finally:

@@ -4,7 +4,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
+from learnables._torch import gather
 from learnables.models.vit import ViT
 from learnables.recipes.vit.crew import Crew
 from learnables.recipes.vit.data import Split
@@ -32,7 +34,7 @@ class Measured:
         return float(self.confusion.diagonal().sum() / self.confusion.sum())
 
 
-@torch.inference_mode()
+@torch.no_grad()  # not inference_mode, in which FSDP2 would gather what no later backward may use
 def measure(
     model: nn.Module, split: Split, classes: int, crew: Crew, batch: int = 1000
 ) -> Measured:
@@ -48,18 +50,23 @@ def measure(
     was_training = model.training
     model.eval()
     rows = torch.arange(crew.rank, len(split), crew.size)
+    # Each process calls the model equally often, as FSDP2 gathers its parameters in each call.
+    share = -(-len(split) // crew.size)
+    filled = torch.cat([rows, rows.new_zeros(share - len(rows))])
     predicted, best = [torch.empty(0, dtype=torch.long)], [torch.empty(0)]
-    for part in torch.split(rows, batch):
+    for part in torch.split(filled, batch):
         x = split.images[part.to(split.images.device)].to(crew.device).float() / 255
         probability, label = model(x).float().softmax(1).max(1)
         predicted.append(label.cpu())
         best.append(probability.cpu())
     model.train(was_training)
-    guess = torch.cat(predicted)
+    if isinstance(model, FSDPModule):
+        model.reshard()  # without a backward the root stays gathered, and state dicts are wrong
+    guess, scores = torch.cat(predicted)[: len(rows)], torch.cat(best)[: len(rows)]
     pairs = split.labels.cpu()[rows] * classes + guess
     counts = pairs.bincount(minlength=classes**2).view(classes, classes)
     confusion = crew.add(counts.to(crew.device)).cpu()
-    return Measured(confusion, guess, torch.cat(best), rows)
+    return Measured(confusion, guess, scores, rows)
 
 
 def mistakes(
@@ -85,9 +92,10 @@ def mistakes(
 def position_similarity(model: ViT) -> Tensor:
     """Cosine similarity of each position to every other. Shape ``(h, w, h, w)``.
 
-    A model that has found out which patches are neighbours shows a spot in each map.
+    A model that has found out which patches are neighbours shows a spot in each map. All processes
+    must call where the model is sharded.
     """
     h, w = model.config.grid
-    table = model.positions.table.detach()[0, -h * w :].float()
+    table = gather(model.positions.table.detach())[0, -h * w :].float()
     table = nn.functional.normalize(table, dim=1)
     return (table @ table.t()).view(h, w, h, w).cpu()

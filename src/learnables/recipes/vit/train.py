@@ -11,7 +11,7 @@ import os
 import platform
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import count
@@ -24,11 +24,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from learnables import __version__
+from learnables._torch import gather
 from learnables.auditing.report import Report
 from learnables.auditing.run import audit
 from learnables.errors import CheckpointError, LearnablesError, MissingExtraError
+from learnables.launch import prepare, shard_
 from learnables.models.vit import ViT, ViTConfig
-from learnables.policy.attach import attach
 from learnables.policy.groups import param_groups
 from learnables.recipes.vit.augment import Augmentation, augment
 from learnables.recipes.vit.config import Config
@@ -70,7 +71,14 @@ class Result:
     seconds: float
 
 
-def train(config: Config, folder: Path, *, resume: bool = False, show: bool = True) -> Result:
+def train(
+    config: Config,
+    folder: Path,
+    *,
+    resume: bool = False,
+    show: bool = True,
+    crew: Crew | None = None,
+) -> Result:
     """Train, and leave in ``folder`` everything that is worth keeping.
 
     Args:
@@ -78,6 +86,7 @@ def train(config: Config, folder: Path, *, resume: bool = False, show: bool = Tr
         folder: Where to; see `new_folder`. Only rank 0 writes.
         resume: Go on where the run in ``folder`` stopped.
         show: Whether to talk.
+        crew: Who trains, where they have assembled already.
 
     Returns:
         How it ended.
@@ -87,7 +96,8 @@ def train(config: Config, folder: Path, *, resume: bool = False, show: bool = Tr
         LearnablesError: The device, the data or the checkpoint is not as needed, or the loss
             became infinite.
     """
-    with assemble(config.device) as crew, ExitStack() as stack:
+    with ExitStack() as stack:
+        crew = crew or stack.enter_context(assemble(config.device))
         images = load_images(
             config.data,
             config.data_dir,
@@ -106,7 +116,7 @@ def train(config: Config, folder: Path, *, resume: bool = False, show: bool = Tr
 
         if crew.leads:
             _write_json(folder / "config.json", _description(config))
-            job.save(folder / "checkpoint.safetensors", done)  # a disk without room shows now
+        job.save(folder / "checkpoint.safetensors", done)  # a disk without room shows now
         interrupt = stack.enter_context(Interrupt(patient=crew.size > 1))
         watcher = stack.enter_context(job.watch(folder, done, display))
         watcher.log_document("config", _description(config), step=done)
@@ -117,15 +127,15 @@ def train(config: Config, folder: Path, *, resume: bool = False, show: bool = Tr
         finished = step == job.steps
         accuracy = measured.accuracy if measured else math.nan
         result = Result(folder, finished, step, accuracy, job.parameters, seconds)
-        if crew.leads:
-            job.save(folder / "checkpoint.safetensors", step)
-            if finished and measured:
-                _draw(job, step, measured, watcher)
-            watcher.close()
-            if finished:
-                job.save_model(folder / "model.safetensors")
-                _write_json(folder / "result.json", {**asdict(result), "folder": folder.name})
-                write_html(folder, folder / "report.html")
+        job.save(folder / "checkpoint.safetensors", step)
+        if finished and measured:
+            _draw(job, step, measured, watcher)
+        watcher.close()
+        if finished:
+            job.save_model(folder / "model.safetensors")
+        if finished and crew.leads:
+            _write_json(folder / "result.json", {**asdict(result), "folder": folder.name})
+            write_html(folder, folder / "report.html")
         return result
 
 
@@ -169,7 +179,8 @@ def _loop(
             epoch = math.ceil(step / job.steps_per_epoch)
             display.epoch(epoch, measured.accuracy)
             watcher.log_scalars(step, {"accuracy/test": measured.accuracy})
-            if crew.leads and not stop and time.monotonic() - saved >= config.save_seconds:
+            due = crew.leads and time.monotonic() - saved >= config.save_seconds
+            if not stop and crew.any(due):  # a sharded model is saved by all of them together
                 _save_if_possible(job, folder, step, display)
                 saved = time.monotonic()
     if measured is None and step == job.steps:  # a run that had finished before
@@ -196,19 +207,17 @@ class Job:
         self.model = ViT(shape, mean, std).to(crew.device)
         self.parameters = sum(p.numel() for p in self.model.parameters())
 
-        groups = param_groups(self.model, lr=config.lr, weight_decay=config.weight_decay)
-        self.scales = [group["lr"] / config.lr if config.lr else 1.0 for group in groups]
-        self.optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2))
-        attach(self.model, self.optimizer)  # the colour matrix decays toward the identity
         self.scaler = torch.amp.GradScaler(crew.device.type, enabled=config.precision == "fp16")
         self.average = _average(self.model, config.ema) if config.ema else None
-
-        self.ddp: nn.parallel.DistributedDataParallel | None = None
-        self.runner: nn.Module = self.model
-        if crew.size > 1:
-            own = [crew.device.index] if crew.device.type == "cuda" else None
-            self.ddp = nn.parallel.DistributedDataParallel(self.model, device_ids=own)
-            self.runner = self.ddp
+        strategy = config.strategy if crew.size > 1 else "none"
+        if self.average is not None and strategy == "fsdp2":
+            shard_(self.average.module)  # a copy of what is sharded cannot be made
+        # What is declared is carried out from here: the colour matrix decays toward the identity.
+        self.runner, self.optimizer, _ = prepare(self.model, self._adam, strategy)
+        groups = self.optimizer.param_groups
+        self.scales = [group["lr"] / config.lr if config.lr else 1.0 for group in groups]
+        is_ddp = isinstance(self.runner, nn.parallel.DistributedDataParallel)
+        self.ddp = self.runner if is_ddp else None
         if config.compile:
             self.runner = _compiled(self.runner)
 
@@ -220,6 +229,11 @@ class Job:
         self.steps_per_epoch = len(images.train) // config.batch_size
         steps = self.steps_per_epoch * config.epochs
         self.steps = min(steps, config.max_steps) if config.max_steps else steps
+
+    def _adam(self, _: nn.Module) -> torch.optim.Optimizer:
+        config = self.config
+        groups = param_groups(self.model, lr=config.lr, weight_decay=config.weight_decay)
+        return torch.optim.AdamW(groups, lr=config.lr, betas=(0.9, config.beta2))
 
     # --- one step -----------------------------------------------------------------------------
 
@@ -243,8 +257,7 @@ class Job:
                 mean_C=self.mean,
             )
             # Gradients are summed over micro-batches, and averaged over processes only once.
-            hold = self.ddp.no_sync() if self.ddp is not None and not last else nullcontext()
-            with hold:
+            with self._reducing(last):
                 with self._autocast():
                     scores_BK = self.runner(x_BCHW)
                 loss = F.cross_entropy(
@@ -282,6 +295,15 @@ class Job:
         rows = self._order[1][at * size : (at + 1) * size]
         rng = np.random.default_rng([self.config.seed, _AUGMENT, step])
         return rows, self.augmentation.draw(size, rng)
+
+    @contextmanager
+    def _reducing(self, last: bool) -> Iterator[None]:
+        """Whether the backward in this ``with`` hands its gradients over to the other processes."""
+        if isinstance(self.ddp, nn.parallel.DistributedDataParallel) and not last:
+            with self.ddp.no_sync():
+                yield
+        else:
+            yield
 
     def _seed(self, step: int) -> int:
         sequence = np.random.SeedSequence([self.config.seed, _STEP, step, self.crew.rank])
@@ -359,7 +381,7 @@ class Job:
         )
 
     def save(self, path: Path, step: int) -> None:
-        """Write all that `load` needs."""
+        """Write all that `load` needs; all processes must call."""
         save_checkpoint(
             path,
             self.model,
@@ -390,7 +412,7 @@ class Job:
         return step
 
     def save_model(self, path: Path) -> None:
-        """Write the result alone, with what is needed to use it."""
+        """Write the result alone, with what is needed to use it; all processes must call."""
         extra = {"model": asdict(self.model.config), "classes": list(self.images.classes)}
         save_checkpoint(path, self.result, extra=extra, random_state=False)
 
@@ -408,6 +430,7 @@ class Job:
             f"{len(self.images.test):,} test images of {height}×{width}×{channels}; "
             f"ViT with {self.parameters:,} parameters; {self.steps:,} steps on "
             f"{self.crew.size} × {self.crew.device}"
+            + (f", {self.config.strategy}" if self.crew.size > 1 else "")
         )
 
 
@@ -458,20 +481,70 @@ def _save_if_possible(job: Job, folder: Path, step: int, display: Display) -> No
 
 
 def _draw(job: Job, step: int, measured: Measured, watcher: Watcher) -> None:
-    """The pictures of the report."""
+    """The pictures of the report; all processes must call."""
     result = job.result
     assert isinstance(result, ViT)
+    similarity = position_similarity(result)
+    has_color = job.config.color_matrix
+    color = gather(result.get_parameter("color_matrix.matrix").detach()) if has_color else None
+    if not job.crew.leads:
+        return
     watcher.log_document("classes", list(job.images.classes), step=step)
     watcher.log_table("confusion", measured.confusion, step)
-    watcher.log_table("position_similarity", position_similarity(result), step)
-    if job.config.color_matrix:
-        watcher.log_table("color_matrix", result.get_parameter("color_matrix.matrix"), step)
+    watcher.log_table("position_similarity", similarity, step)
+    if color is not None:
+        watcher.log_table("color_matrix", color, step)
     wrong, labels = mistakes(measured, job.images.test, job.images.classes)
     if labels and wrong.shape[3] in (1, 3):
         watcher.log_images("misclassified", wrong, labels, step)
 
 
 # --- the folder of a run ------------------------------------------------------------------------
+
+
+def begin(out: Path, stem: str, crew: Crew) -> tuple[Path, bool]:
+    """The folder of the run that this launch is to do, and whether to resume what lies in it.
+
+    A launch of torchrun that starts its processes again, as ``--max-restarts`` has it do when one
+    dies, goes on in the folder of its first attempt. The leader decides for all.
+
+    Args:
+        out: Where runs go.
+        stem: What a new folder is called.
+        crew: Who trains; all must call.
+    """
+    launch, attempt = (os.environ.get(f"TORCHELASTIC_{x}", "") for x in ("RUN_ID", "RESTART_COUNT"))
+    said = ""
+    if crew.leads:
+        ours = [p.parent for p in out.glob(f"{stem}*/{_LAUNCH}") if _read_text(p) == launch]
+        if launch and attempt not in ("", "0") and ours:
+            folder = max(ours, key=lambda path: (path / _LAUNCH).stat().st_mtime)
+            resume = (folder / "checkpoint.safetensors").exists()
+        else:
+            folder, resume = new_folder(out, stem), False
+            if launch:
+                (folder / _LAUNCH).write_text(launch, encoding="utf-8")
+        said = json.dumps([str(folder), resume])
+    found: list[Any] = json.loads(crew.hear(said))
+    return Path(found[0]), bool(found[1])
+
+
+def forget(folder: Path) -> None:
+    """Remove the folder of a run that has written nothing, and leave any other as it is."""
+    with suppress(OSError):
+        if all(path.name == _LAUNCH for path in folder.iterdir()):
+            (folder / _LAUNCH).unlink(missing_ok=True)
+            folder.rmdir()
+
+
+_LAUNCH = "launch.txt"  # which launch of torchrun a folder belongs to
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, ValueError):
+        return ""
 
 
 def new_folder(out: Path, name: str) -> Path:
