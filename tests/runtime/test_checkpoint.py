@@ -16,6 +16,7 @@ from torch import nn
 
 import learnables as ln
 from learnables.errors import CheckpointError, LearnablesWarning
+from learnables.runtime import checkpoint as checkpoint_module
 from learnables.runtime.checkpoint import read_checkpoint
 
 
@@ -605,6 +606,25 @@ def test_full_disk_in_the_middle_of_a_save_leaves_the_old_file(disk_of):
     (tiny_disk / "c.safetensors").unlink()
     ln.save_checkpoint(path, model, step=3, random_state=False)
     assert read_checkpoint(path).step == 3
+
+
+def test_a_file_that_is_replaced_while_it_is_read_is_read_again(tmp_path, monkeypatch):
+    path = tmp_path / "last.safetensors"
+    model = nn.Linear(4, 4)
+    ln.save_checkpoint(path, model, step=1)
+    read_meta = checkpoint_module.read_meta
+
+    def and_then_replaced(path):
+        meta = read_meta(path)
+        if meta["step"] == 1:  # the training saves just now
+            nn.init.zeros_(model.weight)
+            ln.save_checkpoint(path, model, step=2)
+        return meta
+
+    monkeypatch.setattr(checkpoint_module, "read_meta", and_then_replaced)
+    found = read_checkpoint(path)
+    assert found.step == 2
+    assert not found.model["weight"].any()
 
 
 # --- many processes -----------------------------------------------------------------------------

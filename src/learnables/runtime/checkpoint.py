@@ -35,6 +35,7 @@ from learnables.runtime.untrusted import FORMAT, read_meta, refuse
 
 _OURS = "learnables/"
 _SHOWN = 40  # how many names an error message lists
+_TRIES = 10  # of a file that a training replaces while it is read: header and tensors must be one's
 _ONE = torch.Size([1])  # the shape that sharding gives to a scalar
 # How a step is computed, not what it computes: the optimizer that loads keeps its own choice.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
@@ -379,7 +380,23 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     Raises:
         CheckpointError: There is no such file, it is damaged, or it is not ours.
     """
-    return _read(Path(path))
+    path = Path(path)
+    for _ in range(_TRIES):
+        before = _identity(path)
+        try:
+            return _read(path)
+        except CheckpointError:
+            if _identity(path) == before:
+                raise
+    return _read(path)
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What is another one once the file was replaced."""
+    with suppress(OSError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
+    return None
 
 
 def _read(path: Path) -> Checkpoint:
