@@ -101,6 +101,8 @@ def tab(folder: Path) -> Iterator[Tab]:
         spare = os.dup(theirs_out)  # 3 may be what is now called theirs_out
         os.dup2(theirs_in, 3)
         os.dup2(spare, 4)
+        for descriptor in (3, 4):  # dup2 onto itself would leave it to be closed at exec
+            os.set_inheritable(descriptor, True)
 
     command = [str(CHROMIUM), "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run"]
     command += ["--remote-debugging-pipe", f"--user-data-dir={folder / 'profile'}", "about:blank"]

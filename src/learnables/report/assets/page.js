@@ -79,10 +79,10 @@
     const tell = legend(box, series);
     const chart = new uPlot({
       width: box.clientWidth || 300, height,
-      padding: [8, 16, 0, 0],
+      padding: [8, Math.max(16, 6 + 3.4 * count(steps.at(-1) ?? 0).length), 0, 0], // half of the last label
       scales: { x: { time: false }, y: log ? { distr: 3, range } : {} },
       axes: [
-        { ...axis, space: 70, size: 26, gap: 4 },
+        { ...axis, space: 70, size: 26, gap: 4, values: (_, ticks) => ticks.map(count) },
         { ...axis, size: 50, gap: 6, splits: log ? () => decades(low, high) : undefined, filter: (_, ticks) => ticks, values: (_, ticks) => ticks.map(short) },
       ],
       series: [{}].concat(series.map((s, i) => ({
@@ -99,6 +99,9 @@
     chart.root.setAttribute("role", "img");
     chart.root.setAttribute("aria-label", last.join("; "));
     charts.push({ chart, box });
+  }
+  function count(number) {
+    return number.toLocaleString("en").replaceAll(",", " "); // as the facts at the top
   }
   function decades(low, high) {
     const first = Math.floor(low - 0.05), last = Math.ceil(high + 0.05), pitch = Math.ceil((last - first) / 6);
