@@ -126,6 +126,27 @@ def parameter_used_outside_forward_is_a_finding_with_its_line(folder):
     assert finding.location.startswith(__file__)
 
 
+def gradient_of_an_empty_shard_is_not_taken_for_cleared(folder):
+    model, optimizer, _ = ln.prepare(built(), adam, "fsdp2")
+    assert dist.get_rank() == 0 or model.scale.to_local().numel() == 0
+
+    def step(clear=False):
+        optimizer.zero_grad()
+        for seed in range(2):
+            if clear:
+                for p in model.parameters():
+                    p.grad = None if p.grad is None else torch.zeros_like(p.grad)
+            loss = loss_of(model, seed) / 2
+            loss.backward()
+        optimizer.step()
+        return loss
+
+    assert ln.audit(model, optimizer, step).findings == []
+    found = ln.audit(model, optimizer, lambda: step(clear=True)).findings
+    assert {f.code for f in found} == {"LRN405"}
+    assert sorted(name for f in found for name in f.where) == sorted(dict(model.named_parameters()))
+
+
 # --- shards ---------------------------------------------------------------------------------------
 
 

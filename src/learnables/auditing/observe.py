@@ -866,7 +866,7 @@ def _size(slot: _Slot) -> float:
 
 
 def _is_cleared(p: Tensor) -> bool:
-    return p.grad is None or not bool(p.grad.any())
+    return p.grad is None or not bool(local(p.grad).any())
 
 
 def _params_of(subject: Any) -> list[Tensor]:

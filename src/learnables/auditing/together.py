@@ -55,7 +55,12 @@ def together(evidence: Evidence, budget: int) -> Evidence:
     for event in backwards:
         amounts = {entry.param: _amount(next(merged)) for entry in sharded}
         whole: dict[Tensor, Amount] = {p: a for p, a in amounts.items() if a is not None}
-        events[event.index] = replace(event, arrived={**event.arrived, **whole})
+        cleared = [entry.param for entry in sharded if _all_say(next(merged))]
+        events[event.index] = replace(
+            event,
+            arrived={**event.arrived, **whole},
+            details={**event.details, "cleared_before": (*_cleared_wholes(event), *cleared)},
+        )
     return replace(
         evidence,
         events=tuple(events),
@@ -102,6 +107,18 @@ def _rows(
     for event in backwards:
         for entry in sharded:
             yield _row(event.arrived.get(entry.param), counts[entry.param])
+        cleared = {id(param) for param in event.details.get("cleared_before", ())}
+        for entry in sharded:
+            yield [float(id(entry.param) in cleared), 1.0, 0.0, 0.0, -math.inf]
+
+
+def _all_say(row: _Row) -> bool:
+    """Whether each rank saw it; the gradient of an empty part looks cleared at any time."""
+    return row[0] == row[1]
+
+
+def _cleared_wholes(event: Event) -> tuple[Tensor, ...]:
+    return tuple(p for p in event.details.get("cleared_before", ()) if not is_dtensor(p))
 
 
 def _row(amount: Amount | None, counts: bool) -> _Row:
