@@ -2,8 +2,9 @@
 
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -247,6 +248,25 @@ def rank_and_world() -> tuple[int, int]:
 def shared_store() -> Any:
     """The key-value store of the default process group; reading and writing it is no collective."""
     return torch.distributed.distributed_c10d._get_default_store()
+
+
+@contextmanager
+def memory_filled_with_nan() -> Iterator[None]:
+    """Let ``torch.empty`` and its like hand out NaN, and the largest number of integer types."""
+    was, warn_only = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    fill = torch.utils.deterministic.fill_uninitialized_memory  # type: ignore[attr-defined]
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not have a deterministic implementation")
+            yield
+    finally:
+        torch.use_deterministic_algorithms(was, warn_only=warn_only)
+        torch.utils.deterministic.fill_uninitialized_memory = fill  # type: ignore[attr-defined]
 
 
 def let_gloo_rest(seconds: float = 5.0) -> None:

@@ -96,6 +96,10 @@ def audit(
     write_baseline: Annotated[
         Path | None, typer.Option(help="Write what is found to this file, and succeed.")
     ] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(help="An experiment to make besides: gradient, batch, checkpoint."),
+    ] = None,
 ) -> None:
     """Say for every parameter whether it trains as its author thinks, and if not, why.
 
@@ -116,6 +120,7 @@ def audit(
         ignore=ignore or (),
         baseline=baseline,
         new_baseline=write_baseline,
+        probes=probe or (),
     )
     raise typer.Exit(code)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from learnables.auditing.baseline import gone, read_baseline, without_known, write_baseline
+from learnables.auditing.experiments import check_probes
 from learnables.auditing.factory import UsersError, build
 from learnables.auditing.report import Report
 from learnables.auditing.rule import Rule, load_rules, picks
@@ -80,9 +81,12 @@ def run_audit(
     ignore: Iterable[str] = (),
     baseline: Path | None = None,
     new_baseline: Path | None = None,
+    probes: Iterable[str] = (),
 ) -> int:
     """Audit what a factory builds; print the report; the exit code."""
     check_format(format)
+    probes = _patterns(probes)
+    check_probes(probes)
     settings = checked(read_settings(), select, ignore)
     baseline = baseline or (settings.baseline if new_baseline is None else None)
     known = read_baseline(baseline) if baseline is not None else None
@@ -97,6 +101,7 @@ def run_audit(
         select=settings.select,
         ignore=settings.ignore,
         steps=steps or settings.steps,
+        probes=probes,
     )
     if new_baseline is not None:
         count = write_baseline(report, new_baseline)

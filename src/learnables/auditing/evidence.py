@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import is_uninitialised
+from learnables.auditing.experiments import Experiments
 from learnables.auditing.intent import Intent, Loaded, means
 from learnables.auditing.places import library_of
 from learnables.entries import Entry
@@ -289,6 +290,7 @@ class Evidence:
         batch: What the caller handed over as ``batch``.
         batch_size: First dimension of the first input of the first module that was called.
         crash: The step that raised, if one did.
+        experiments: What was found by running something again on request.
     """
 
     stage: Stage
@@ -319,6 +321,7 @@ class Evidence:
     batch: Any = None
     batch_size: int | None = None
     crash: Crash | None = None
+    experiments: Experiments = field(default_factory=Experiments)
 
     # -- who is there ---------------------------------------------------------------------------
 

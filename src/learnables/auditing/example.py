@@ -22,6 +22,7 @@ _KEYWORDS = (
     "batch",
     "loaded",
     "intent",
+    "probes",
 )
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from learnables._torch import memory_filled_with_nan
 from learnables.auditing.intent import Intent, Loaded
 from learnables.auditing.places import is_users
 from learnables.errors import LearnablesError
@@ -135,6 +136,9 @@ def _import_file(file: Path) -> Any:
 def build(target: str) -> dict[str, Any]:
     """Arguments for `ln.audit`, by name, from what the factory returns.
 
+    While the factory runs, memory that torch hands out uninitialised is NaN, so that a parameter
+    that no line fills is found each time, and not only where the memory held garbage.
+
     It returns a model; or a tuple of a model with, in any order, optimizers, a scheduler, a scaler,
     an `Intent`, a `Loaded` and the ``step``; or a dict of arguments of `ln.audit`.
 
@@ -178,7 +182,8 @@ def build(target: str) -> dict[str, Any]:
 
 def _called(factory: Callable[[], Any]) -> Any:
     try:
-        return factory()
+        with memory_filled_with_nan():
+            return factory()
     except Exception as error:  # whatever the user's factory raises is shown as Python shows it
         raise UsersError(error) from None
 

@@ -1,7 +1,7 @@
 """Run an audit: look once, observe some iterations, put everything back, let every rule reason."""
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from learnables._torch import is_uninitialised, local, without_compiling
 from learnables.auditing.discover import Everything, optimizers_alive
 from learnables.auditing.evidence import Crash, Evidence, Stage
+from learnables.auditing.experiments import check_probes, experiment
 from learnables.auditing.intent import Intent, Loaded
 from learnables.auditing.lookout import Lookout
 from learnables.auditing.memory import Memory
@@ -43,6 +44,7 @@ def audit(
     select: Patterns | None = None,
     ignore: Patterns | None = None,
     steps: int = 4,
+    probes: Collection[str] = (),
 ) -> Report:
     """Find every parameter that does not train as its author thinks, and say why.
 
@@ -62,18 +64,24 @@ def audit(
         scheduler: The learning-rate scheduler.
         ddp: The wrapper, where ``model`` is the bare module.
         copies: Name → state dict or module that is meant to be an independent copy (EMA, best).
-        batch: One batch, for the probes that need one.
+        batch: What the model is called with, a tensor or a tuple or dict of arguments, samples
+            along the first dimension: whether its outputs mix them is judged then.
         loaded: What was loaded before.
         intent: What the author meant, where the model does not declare it.
         select: Only rules with these codes, prefixes of codes or names.
         ignore: No rules with these.
         steps: How many iterations to observe.
+        probes: Experiments to make besides. ``"gradient"`` moves the parameters along their
+            gradients and compares how the loss changes; it needs a step that repeats, and takes
+            two iterations for each 8 parameters. ``"checkpoint"`` loads the state dict into a
+            changed copy of the model and compares.
 
     Returns:
         The report.
 
     Raises:
-        LearnablesError: ``model`` is no module, or ``steps`` is not positive.
+        LearnablesError: ``model`` is no module, ``steps`` is not positive, or there is no such
+            probe.
 
     Example:
         >>> import learnables as ln
@@ -87,7 +95,7 @@ def audit(
           mend: optimizer.add_param_group({'params': [model.get_parameter('bias')]})
 
     Cost:
-        ``steps`` plain iterations, each about 1.5× as long while traced, and two copies of the
+        ``steps`` plain iterations, each about 1.2× as long while traced, and two copies of the
         model; see benchmarks/audit.py.
     """
     if not isinstance(model, nn.Module) or steps < 1:
@@ -96,19 +104,30 @@ def audit(
             found=f"model={type(model).__name__}, steps={steps}",
             wanted="ln.audit(model, optimizer, step, steps=4)",
         )
+    check_probes(probes)
     given = [*([optimizer] if optimizer is not None else []), *(optimizers or ())]
     given = list({id(o): o for o in given}.values())
     actors = [a for a in (scaler, scheduler, ddp, *_values(copies)) if a is not None]
     found = survey(model, given, step, modules or {}, [a for a in (scaler, scheduler, ddp) if a])
-    if step is None:
+    asked = bool(probes) or batch is not None
+    if step is None and not asked:
         evidence = _still(found, intent, loaded, copies, batch)
         return judge(together(evidence, SNAPSHOT_BUDGET), select, ignore)
-    roots = {"model": model, **dict(modules or {}), "step": step}
+    roots: dict[str, Any] = {"model": model, **dict(modules or {}), "step": step}
     roots |= {seen.name: seen.optimizer for seen in found.optimizers}
     roots |= {f"{type(a).__name__} {i}": a for i, a in enumerate(actors)}
     memory = Memory(roots)
     try:
-        evidence = _observed(found, step, steps, intent, loaded, copies, batch)
+        if step is None:
+            evidence = _still(found, intent, loaded, copies, batch)
+        else:
+            evidence = _observed(found, step, steps, intent, loaded, copies, batch)
+        if asked and evidence.crash is None:
+            params = [entry.param for entry in evidence.trainable()]
+            with without_compiling():
+                memory.restore()
+                made = experiment(probes, model, params, step, batch, memory.restore)
+            evidence = replace(evidence, experiments=made)
     finally:
         not_restored = memory.restore()
     return judge(together(evidence, SNAPSHOT_BUDGET), select, ignore, not_restored)

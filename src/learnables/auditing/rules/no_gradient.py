@@ -1,5 +1,6 @@
 """LRN301: a gradient arrives at every trainable parameter."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 from learnables.auditing.evidence import Ending, Evidence, Look, Stage
@@ -64,7 +65,8 @@ def no_gradient(evidence: Evidence) -> Iterator[Finding]:
         yield Finding(
             what="no gradient arrives at a trainable parameter",
             where=list(entry.names),
-            found=f"gradient None in {evidence.n_of_n}; {in_words(ending)}",
+            found=f"gradient None in {evidence.n_of_n}; {in_words(ending)}"
+            f"{_influence(evidence, entry)}",
             wanted="a gradient in at least one of them",
             location=ending.location if ending else None,
         )
@@ -80,6 +82,16 @@ def _is_moved_by_hand(evidence: Evidence, entry: Entry) -> bool:
     looks = evidence.looks_at(entry)
     rewritten = any(set(look.changes) - {"step"} for look in looks)
     return rewritten and not evidence.groups_of(entry)
+
+
+def _influence(evidence: Evidence, entry: Entry) -> str:
+    """Whether the loss depends on it, where that was tried."""
+    slope = (evidence.experiments.slopes or {}).get(entry.param)
+    if slope is None:
+        return ""
+    if math.isnan(slope.numeric):
+        return "; the loss does not depend on it"
+    return f"; the loss depends on it all the same: it changes by {slope.numeric:.2g} along it"
 
 
 def in_words(ending: Ending | None) -> str:
