@@ -39,6 +39,24 @@ def test_a_resumed_run_reads_as_one(tmp_path):
     assert Run(tmp_path).scalars["a"].values.tolist() == [1, 2, 30, 40, 50]
 
 
+def test_what_is_said_of_a_checkpoint_does_not_hide_the_numbers_of_its_step(tmp_path):
+    first = Store(tmp_path)
+    for step in (1, 2, 3, 4):
+        first.add_scalars(step, {"a": step})
+    first.close()
+    for _ in range(2):  # the first attempt dies before it has done a step
+        store = Store(tmp_path, meta={"begins_after": 2}, resume=True)
+        store.add_artifact(2, "audit", "document", b"{}")
+        store.close()
+    assert Run(tmp_path).scalars["a"].values.tolist() == [1, 2]
+    store = Store(tmp_path, meta={"begins_after": 2}, resume=True)
+    store.add_scalars(4, {"a": 40})
+    store.close()
+    run = Run(tmp_path)
+    assert run.scalars["a"].steps.tolist() == [1, 2, 4]
+    assert run.scalars["a"].values.tolist() == [1, 2, 40]
+
+
 def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(RunError, match="holds no run"):
         Run(tmp_path)

@@ -198,7 +198,8 @@ class Watcher:
         self._find()
         self._writes = _is_rank_0()
         if self._writes and to is not None:
-            self._store = Store(to, meta={"every": every, "budget": budget}, resume=resume)
+            meta = {"every": every, "budget": budget, **({"begins_after": step} if step else {})}
+            self._store = Store(to, meta=meta, resume=resume)
         self._describe()
         self._sinks = list(sinks) if self._writes else []
         hook = self._before if self._writes or self._shared else self._only_count

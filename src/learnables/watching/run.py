@@ -116,9 +116,14 @@ class Run:
             self.meta = {**meta, **self.meta}
             self._described.append(_parameters(tables, self.damage))
             which, first = len(self._described) - 1, before
+            # What is said of the checkpoint itself, such as an audit, replaces no number of it.
+            begins_after = meta.get("begins_after")
+            if isinstance(begins_after, int):
+                first = min(first, begins_after + 1)
             for name in ("observations", "scalars", "alarms", "artifacts"):
                 rows = [row for row in tables[name] if _step(row) < before]
-                first = min([first, *map(_step, rows)])
+                if not isinstance(begins_after, int):
+                    first = min([first, *map(_step, rows)])
                 self._tables[name] = [(which, row) for row in rows] + self._tables[name]
             before = first
             if "continues" not in meta:

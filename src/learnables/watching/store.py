@@ -39,7 +39,8 @@ class Store:
         folder: Where the file goes; made where it is not there.
         meta: JSON values to begin with.
         resume: Continue the newest run of the folder: the new file says so, and readers show the
-            two as one, with the newer file's numbers from its first step on.
+            two as one, with the newer file's numbers from its first step on, or from the step after
+            ``meta["begins_after"]``.
 
     Raises:
         RunError: The folder cannot be made or written, or ``resume`` finds no run.
