@@ -317,6 +317,21 @@ def leaves_of(roots: Any) -> dict[int, tuple[Tensor, int]]:
     return found
 
 
+def halved_in(root: Tensor) -> str:
+    """What gives half precision in the graph of ``root``: a node and its dtype, or nothing."""
+    seen = {root.grad_fn}
+    stack = [node for node in seen if node is not None]
+    while stack:
+        node = stack.pop()
+        for out in getattr(node, "_input_metadata", ()):  # of its outputs: inputs of the backward
+            if getattr(out, "dtype", None) in (torch.bfloat16, torch.float16):
+                return f"{node.name()} gives {out.dtype}"
+        parents = {parent for parent, _ in node.next_functions if parent is not None} - seen
+        seen |= parents
+        stack.extend(parents)
+    return ""
+
+
 def without_compiling() -> AbstractContextManager[Any]:
     """Inside, compiled functions run as plain Python; what was compiled stays compiled."""
     if "torch._dynamo.eval_frame" not in sys.modules:

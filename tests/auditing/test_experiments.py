@@ -150,18 +150,28 @@ def test_a_step_that_does_not_repeat_gives_no_verdict_and_says_so():
     assert "a step that repeats: it gave" in report.skipped["LRN310"]
 
 
-def test_half_precision_gets_no_verdict():
-    model, x = nn.Linear(4, 1).bfloat16(), torch.randn(8, 4).bfloat16()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+@pytest.mark.parametrize("how", ["parameters", "autocast"])
+def test_half_precision_gets_no_verdict_and_says_so(how):
+    torch.manual_seed(8)  # under autocast, the noise of this one looks like another slope
+    layer = nn.TransformerEncoderLayer(128, 4, 256, dropout=0.0, batch_first=True)
+    encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+    model = nn.Sequential(nn.Linear(8, 128), encoder, nn.Linear(128, 4))
+    x, y = torch.randn(16, 5, 8), torch.randint(0, 4, (16,))
+    if how == "parameters":
+        model, x = model.bfloat16(), x.bfloat16()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
 
     def step():
         optimizer.zero_grad()
-        loss = model(x).float().square().mean()
+        with torch.autocast("cpu", torch.bfloat16, enabled=how == "autocast"):
+            loss = F.cross_entropy(model(x).mean(1).float(), y)
         loss.backward()
         optimizer.step()
         return loss
 
-    assert "LRN310" not in probed(model, optimizer, step).codes
+    report = probed(model, optimizer, step)
+    assert "LRN310" not in report.codes
+    assert "single" in report.skipped["LRN310"]
 
 
 def test_the_probes_leave_everything_as_it_was():

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from learnables._torch import is_dtensor, is_uninitialised, on_optimizer_step
+from learnables._torch import halved_in, is_dtensor, is_uninitialised, on_optimizer_step
 from learnables.errors import LearnablesError
 
 PROBES = ("gradient", "batch", "checkpoint")
@@ -133,12 +133,14 @@ class _Run:
         losses: In order.
         gradients: Parameter → gradient of each loss, only where ``params`` are watched.
         strange: Something was differentiated that is no scalar.
+        halved: What computes in half precision on the way to a loss, where parameters are watched.
     """
 
     def __init__(self, params: Sequence[Tensor] = ()) -> None:
         self.losses: list[float] = []
         self.gradients: list[dict[Tensor, Tensor]] = []
         self.strange = False
+        self.halved = ""
         self._open = True
         self._params = params
 
@@ -153,6 +155,8 @@ class _Run:
                 self.strange |= not simple
                 self.losses.append(float(roots[0].detach()) if simple else math.nan)
                 self.gradients.append({})
+                if self._params and simple and not self.halved:
+                    self.halved = halved_in(roots[0])
             original(tensors, grad_tensors, *args, **more)
 
         def stepped(*_: Any) -> None:
@@ -186,6 +190,9 @@ def _slopes(
     reasons: dict[str, str],
 ) -> dict[Tensor, Slope] | None:
     params = [p for p in params if _can_be_moved(p)]
+    if not params:
+        reasons["gradient"] = "parameters in single or double precision that are whole on a device"
+        return None
     runs = []
     for watched in (params, ()):
         run = _Run(watched)
@@ -196,6 +203,8 @@ def _slopes(
     first, again = runs
     if first.strange or not first.losses or not all(map(math.isfinite, first.losses)):
         reasons["gradient"] = "a scalar, finite loss that is differentiated before a step"
+    elif first.halved:  # a step of a thousandth is rounded away, or is ten
+        reasons["gradient"] = f"single precision up to the loss: {first.halved}"
     elif first.losses != again.losses:
         reasons["gradient"] = (
             f"a step that repeats: it gave {first.losses[0]:.8g}, then {again.losses[0]:.8g}"
