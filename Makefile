@@ -50,6 +50,7 @@ bench: $(READY) ## every published figure again, with the environment beside it
 
 bench-audit: $(READY) ## the zoo of real bugs: what the audit finds, beside the tools that can be installed
 	$(BIN)/python benchmarks/zoo.py
+	$(BIN)/python benchmarks/zoo_peers.py
 
 clean: ## remove the environment and what the tools wrote
 	rm -rf $(VENV) .venv-integrations build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
