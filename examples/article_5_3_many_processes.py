@@ -1,7 +1,9 @@
 """Section 5.3 of the article: a custom parameter in many processes.
 
 What the article's own code does wrong: `device="cuda:0"` puts the parameter of every process on the
-first GPU, which DDP then refuses; DataParallel copies the model anew for every forward.
+first GPU, which DDP then refuses; DataParallel copies the model anew for every forward. And what
+people do after that: an optimizer built before the model is sharded holds Parameters that nothing
+uses any more, and `weight.norm()` of a shard is the norm of the shard.
 """
 
 import os
@@ -12,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 import learnables as ln
+from learnables.launch import join, leave
 
 
 class Gated(nn.Module):
@@ -20,41 +23,43 @@ class Gated(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.weight = ln.parameter(16, 16, init=ln.init.orthogonal())
-        self.gate = ln.parameter(16, init=ln.init.ones(), weight_decay=False)
+        self.gate = ln.parameter(1, 1, 16, init=ln.init.ones(), weight_decay=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.tanh(x @ self.weight) * self.gate
+        return torch.tanh(x @ self.weight) * self.gate.flatten()
 
 
-def train(rank: int, size: int) -> nn.Module:
-    """Ten steps on 64 samples, of which each process takes its share."""
-    device = torch.device(f"cuda:{rank}" if torch.cuda.device_count() >= size > 1 else "cpu")
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    """Called by `prepare` once the Parameters are those that will be trained."""
+    return torch.optim.AdamW(ln.param_groups(model, lr=0.01, weight_decay=0.1))
+
+
+def train(strategy: str, rank: int, size: int, device: torch.device) -> list[float]:
+    """Ten steps on 64 samples, of which each process takes its share; the norms at the end."""
     torch.manual_seed(0)
-    model = Gated().to(device)
-    runner = nn.parallel.DistributedDataParallel(model) if size > 1 else model
-    optimizer = torch.optim.AdamW(ln.param_groups(runner, lr=0.01, weight_decay=0.1))
-    x = torch.randn(64, 16).to(device)
+    model, optimizer, _ = ln.prepare(Gated().to(device), adam, strategy)
+    x = torch.randn(64, 16, generator=torch.Generator().manual_seed(1)).to(device)
     target = x.roll(1, dims=1)
     mine = slice(rank * 64 // size, (rank + 1) * 64 // size)
     for _ in range(10):
         optimizer.zero_grad()
-        (runner(x[mine]) - target[mine]).square().mean().backward()
+        (model(x[mine]) - target[mine]).square().mean().backward()
         optimizer.step()
-    return model
+    # Of whole parameters, wherever their shards lie, and two collectives for all of them.
+    return ln.statistics(list(model.parameters())).norm().tolist()
 
 
 def in_each_process() -> None:
+    device = join("cuda" if torch.cuda.device_count() >= int(os.environ["WORLD_SIZE"]) else "cpu")
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    gpus = torch.cuda.device_count() >= size
-    torch.distributed.init_process_group("nccl" if gpus else "gloo")
-    together = train(rank, size)
-    if rank == 0:
-        alone = train(0, 1)
-        pairs = zip(together.parameters(), alone.parameters(), strict=True)
-        gap = max((a.cpu() - b.cpu()).abs().max().item() for a, b in pairs)
-        print(f"{size} processes and one end at the same values: largest difference {gap:.1e}")
+    alone = train("none", 0, 1, device)
+    for strategy in ("ddp", "fsdp2"):
+        together = train(strategy, rank, size, device)
+        gap = max(abs(a - b) / b for a, b in zip(together, alone, strict=True))
+        if rank == 0:
+            print(f"{strategy} on {size} processes and one process: norms differ by {gap:.0e}")
         assert gap < 1e-5
-    torch.distributed.destroy_process_group()
+    leave()
 
 
 def main() -> None:
