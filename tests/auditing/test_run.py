@@ -1,6 +1,7 @@
 """What `audit` promises: it says exactly what is wrong, and leaves no trace."""
 
 import copy
+import math
 import random
 from collections.abc import Callable
 from typing import Any
@@ -327,6 +328,32 @@ def test_a_step_without_backward_a_model_on_meta_and_no_parameter_are_no_crash()
     assert ln.audit(nn.ReLU()).findings == []
     meta = nn.Linear(3, 1, device="meta")
     assert ln.audit(meta, torch.optim.SGD(meta.parameters(), lr=0.1)).findings == []
+
+
+@pytest.mark.parametrize(
+    ("spoil", "codes"),
+    [
+        (lambda loss: loss.detach(), ["LRN412"]),  # without graph: backward raises
+        (lambda loss: loss * math.nan, ["LRN303", "LRN414"]),
+        (lambda loss: loss * math.inf, ["LRN303", "LRN414"]),
+    ],
+    ids=["without graph", "NaN", "infinite"],
+)
+def test_a_loss_that_trains_nothing_is_named_and_the_state_restored(
+    spoil: Callable[[Tensor], Tensor], codes: list[str]
+) -> None:
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
+    x = torch.randn(4, 3)
+
+    def step() -> None:  # and returns no loss
+        optimizer.zero_grad()
+        spoil(model(x).square().mean()).backward()
+        optimizer.step()
+
+    before = everything(model, optimizer)
+    assert ln.audit(model, optimizer, step).codes == codes
+    assert same(before, everything(model, optimizer))
 
 
 def test_a_foreign_optimizer_is_named_once() -> None:
