@@ -15,6 +15,7 @@ _HOME = {
     "attach": "learnables.policy.attach",
     "audit": "learnables.auditing.run",
     "constrain": "learnables.sets.registration",
+    "freeze": "learnables.grafting.freezing",
     "inventory": "learnables.policy.table",
     "load_checkpoint": "learnables.runtime.checkpoint",
     "observe": "learnables.auditing.run",
@@ -26,6 +27,7 @@ _HOME = {
     "sparsify": "learnables.nn.sparsification",
     "statistics": "learnables.stats",
     "tie": "learnables.sharing.tie",
+    "train_only": "learnables.grafting.freezing",
     "unconstrain": "learnables.sets.registration",
     "untie": "learnables.sharing.tie",
     "violation": "learnables.sets.registration",
@@ -49,6 +51,8 @@ if TYPE_CHECKING:
     from learnables.auditing.silence import silence as silence
     from learnables.declare import annotate as annotate
     from learnables.declare import parameter as parameter
+    from learnables.grafting.freezing import freeze as freeze
+    from learnables.grafting.freezing import train_only as train_only
     from learnables.launch import prepare as prepare
     from learnables.nn.sparsification import sparsify as sparsify
     from learnables.policy.attach import attach as attach
