@@ -1,0 +1,204 @@
+"""What `learnables.prepare` costs per step, and what packed statistics save, on 2 processes.
+
+Overhead: one model trained twice in each process, once wrapped by hand and once by `prepare`, in
+turns, so that noise hits both alike; a time is that of the slower rank. The bound is the upper end
+of the 95 % bootstrap interval of the median ratio over pairs. By hand, FSDP2 gathers the same
+blocks.
+
+Norms: one `learnables.statistics` of 96 sharded parameters, beside `full_tensor().item()` of each.
+
+    python benchmarks/launch.py [--pairs 40] [--device cuda]
+"""
+
+import argparse
+import random
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from environment import save
+from torch import Tensor, nn
+from torch.distributed.fsdp import fully_shard
+
+import learnables as ln
+from learnables.launch import leave
+
+WIDTH, BLOCKS, BATCH, STEPS = 256, 6, 256, 3  # STEPS of each kind make one side of a pair
+SMALL = 16  # width of the 96 parameters whose norms are taken
+
+
+class Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, 4 * width)
+        self.down = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.down(torch.relu(self.up(x)))
+
+
+class Net(nn.Module):
+    def __init__(self, width: int = WIDTH, blocks: int = BLOCKS) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(Block(width) for _ in range(blocks))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+def adam(model: nn.Module) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(ln.param_groups(model, lr=1e-3, weight_decay=0.05))
+
+
+def by_hand(strategy: str, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model: nn.Module = Net().to(device)
+    if strategy == "ddp":
+        place = [device.index] if device.type == "cuda" else None
+        model = nn.parallel.DistributedDataParallel(model, device_ids=place)
+    else:
+        for block in model.blocks:
+            fully_shard(block)
+        fully_shard(model)
+    return model, adam(model)
+
+
+def looping(
+    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor
+) -> Callable[[], list[None]]:
+    def step() -> None:
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+
+    return lambda: [step() for _ in range(STEPS)]
+
+
+def seconds(task: Callable[[], object], device: torch.device) -> float:
+    """Wall time on the slowest rank, from a moment at which all are ready."""
+    dist.barrier()
+    start = time.perf_counter()
+    task()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    spent = torch.tensor([time.perf_counter() - start], dtype=torch.float64, device=device)
+    dist.all_reduce(spent, dist.ReduceOp.MAX)
+    return spent.item()
+
+
+def pairs_of(
+    plain: Callable[[], object], ours: Callable[[], object], pairs: int, device: torch.device
+) -> list[tuple[float, float]]:
+    """(plain, ours) of each pair; who goes first changes from pair to pair."""
+    found = []
+    for number in range(pairs + 2):
+        if number % 2:
+            a, b = seconds(plain, device), seconds(ours, device)
+        else:
+            b, a = seconds(ours, device), seconds(plain, device)
+        found.append((a, b))
+    return found[2:]  # the first two warm up
+
+
+def overhead(strategy: str, pairs: int, device: torch.device) -> list[tuple[float, float]]:
+    torch.manual_seed(0)
+    x = torch.randn(BATCH, WIDTH, device=device)
+    plain = looping(*by_hand(strategy, device), x)
+    torch.manual_seed(0)
+    model, optimizer, _ = ln.prepare(Net().to(device), adam, strategy)
+    return pairs_of(plain, looping(model, optimizer, x), pairs, device)
+
+
+def norms(pairs: int, device: torch.device) -> list[tuple[float, float]]:
+    torch.manual_seed(0)
+    model, *_ = ln.prepare(Net(SMALL, 24).to(device), adam, "fsdp2")
+    params = list(model.parameters())
+    assert len(params) == 96
+
+    def one_by_one() -> list[float]:
+        return [p.norm().full_tensor().item() for p in params]
+
+    def packed() -> list[float]:
+        return ln.statistics(params).norm().tolist()
+
+    for a, b in zip(one_by_one(), packed(), strict=True):
+        assert abs(a - b) <= 1e-5 * a
+    return pairs_of(one_by_one, packed, pairs, device)
+
+
+def worker(rank: int, folder: str, pairs: int, kind: str) -> None:
+    torch.set_num_threads(1)
+    device = torch.device(kind, rank) if kind == "cuda" else torch.device(kind)
+    if kind == "cuda":
+        torch.cuda.set_device(rank)
+    dist.init_process_group(
+        "nccl" if kind == "cuda" else "gloo",
+        init_method=f"file://{folder}/meeting",
+        rank=rank,
+        world_size=2,
+    )
+    found: dict[str, Any] = {s: overhead(s, pairs, device) for s in ("ddp", "fsdp2")}
+    found["norms"] = norms(pairs, device)
+    if rank == 0:
+        torch.save(found, Path(folder, "found.pt"))
+    leave()
+
+
+def interval(ratios: list[float], draws: int = 4000) -> tuple[float, float]:
+    """95 % bootstrap interval of the median."""
+    chance = random.Random(0)
+    medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(draws))
+    return medians[round(0.025 * draws)], medians[round(0.975 * draws) - 1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    wanted = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        mp.spawn(worker, (folder, wanted.pairs, wanted.device), nprocs=2)
+        found = torch.load(f"{folder}/found.pt", weights_only=True)
+    rows: dict[str, Any] = {}
+    for name in ("ddp", "fsdp2"):
+        ratios = [ours / plain for plain, ours in found[name]]
+        low, high = interval(ratios)
+        step = statistics.median(plain for plain, _ in found[name]) / STEPS
+        rows[f"prepare, {name}"] = {
+            "plain step, s": step,
+            "ratio": statistics.median(ratios),
+            "low 95 %": low,
+            "high 95 %": high,
+            "pairs": len(ratios),
+        }
+        print(
+            f"prepare, {name:6} × {statistics.median(ratios):.3f} of a plain step of "
+            f"{step * 1e3:.1f} ms; 95 %: {low:.3f} to {high:.3f}, {len(ratios)} pairs"
+        )
+    ratios = [naive / packed for naive, packed in found["norms"]]
+    low, high = interval(ratios)
+    rows["norms of 96 parameters"] = {
+        "one by one, s": statistics.median(naive for naive, _ in found["norms"]),
+        "packed, s": statistics.median(packed for _, packed in found["norms"]),
+        "times as fast": statistics.median(ratios),
+        "low 95 %": low,
+        "high 95 %": high,
+        "pairs": len(ratios),
+    }
+    print(
+        f"norms of 96 sharded parameters: {statistics.median(ratios):.1f} times as fast packed; "
+        f"95 %: {low:.1f} to {high:.1f}"
+    )
+    name = "launch" if wanted.device == "cpu" else f"launch_{wanted.device}"
+    print(save(name, rows, processes=2, device=wanted.device, width=WIDTH, blocks=BLOCKS))
+
+
+if __name__ == "__main__":
+    main()
