@@ -193,10 +193,30 @@ def join(device_type: str = "cpu") -> torch.device:
             )
         if backend == "nccl":
             torch.cuda.set_device(_gpu_of_this_process())
-        dist.init_process_group(backend)
+        _meet(backend)
     if device_type == "cuda":
         return _gpu_of_this_process()
     return torch.device(device_type)
+
+
+def _meet(backend: str) -> None:
+    """Start the group of the processes that torchrun started.
+
+    On one machine, torchrun keeps one store for all its restarts, and in torch 2.13 those who start
+    anew read the addresses of the dead in it ("Connection refused", or they wait for half an hour).
+    So each attempt gets a part of the store for itself.
+    """
+    dist: Any = torch.distributed  # which does not say that it exports the stores
+    env = os.environ
+    is_kept = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if not is_kept or env.get("GROUP_WORLD_SIZE") != "1":
+        dist.init_process_group(backend)
+        return
+    rank, size = int(env["RANK"]), int(env["WORLD_SIZE"])
+    kept = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), size, is_master=False)
+    attempt = env.get("TORCHELASTIC_RESTART_COUNT", "0")
+    own = dist.PrefixStore(f"learnables/attempt {attempt}", kept)
+    dist.init_process_group(backend, store=own, rank=rank, world_size=size)
 
 
 def leave() -> None:
