@@ -1,10 +1,13 @@
 import json
 import os
 import pty
+import random
 import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import torch
@@ -202,10 +205,13 @@ def environment(**more):
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **more}
 
 
-def test_two_processes_train_as_one(tmp_path):
-    mixed = {"mixup": 0.4, "cutmix": 0.5, "max_steps": 3}
+@pytest.mark.parametrize(
+    ("strategy", "more"), [("ddp", {}), ("fsdp2", {"ema": 0.9, "accumulate": 2})]
+)
+def test_two_processes_train_as_one(tmp_path, strategy, more):
+    mixed = {"mixup": 0.4, "cutmix": 0.5, "max_steps": 3, **more}
     done = subprocess.run(
-        [*TORCHRUN, *command(tmp_path / "two", **mixed)],
+        [*TORCHRUN, *command(tmp_path / "two", f"--strategy={strategy}", **mixed)],
         env=environment(),
         capture_output=True,
         text=True,
@@ -214,6 +220,8 @@ def test_two_processes_train_as_one(tmp_path):
     assert done.stdout.count("test accuracy") == 1
     run(tmp_path / "one", **mixed)
     assert_same(tmp_path / "two" / "digits", tmp_path / "one", rtol=0, atol=2e-4)
+    kept = [read_checkpoint(tmp_path / n / "model.safetensors") for n in ("two/digits", "one")]
+    torch.testing.assert_close(kept[0].model, kept[1].model, rtol=0, atol=2e-4)
 
 
 # --- interruptions --------------------------------------------------------------------------------
@@ -288,6 +296,64 @@ def test_ctrl_c_reaches_all_processes_and_they_resume_together(tmp_path):
     again = ["-m", "learnables", "train", "vit", f"--resume={tmp_path / 'digits'}", "--device=cpu"]
     subprocess.run([*TORCHRUN, *again], env=environment(), check=True, capture_output=True)
     assert_same(tmp_path / "digits", tmp_path / "whole", rtol=0, atol=2e-3)
+
+
+@pytest.mark.slow  # a process dies, and two start anew, as often as `kills` says
+@pytest.mark.parametrize(("strategy", "kills"), [("ddp", 1), ("fsdp2", 1), ("fsdp2", 25)])
+def test_restarted_after_kill_9_no_step_is_lost_or_done_twice(tmp_path, strategy, kills):
+    long = {"batch_size": 128, "epochs": 999, "max_steps": 40 + 20 * kills, "save_seconds": 0}
+    chance = random.Random(kills)
+    whole = [*TORCHRUN, *command(tmp_path / "whole", f"--strategy={strategy}", **long)]
+    subprocess.run(whole, env=environment(), check=True, capture_output=True)
+    launch = [*TORCHRUN, f"--max-restarts={kills}", "--monitor-interval=0.1"]
+    again = [*launch, *command(tmp_path / "cut", f"--strategy={strategy}", **long)]
+    with (
+        (tmp_path / "said.txt").open("w") as said,
+        subprocess.Popen(
+            again, env=environment(), stdout=said, stderr=said, start_new_session=True
+        ) as process,
+    ):
+        try:
+            folder, dead = tmp_path / "cut" / "digits", set()
+            wait_for(folder / "config.json", process)
+            for _ in range(kills):
+                workers = wait_for_workers(process, dead)
+                time.sleep(chance.uniform(0, 10))
+                if process.poll() is not None:
+                    break
+                dead |= set(workers)
+                with suppress(ProcessLookupError):
+                    os.kill(workers[chance.randrange(2)], signal.SIGKILL)
+            code = process.wait(120)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+    assert code == 0, (tmp_path / "said.txt").read_text()[-3000:]
+    assert dead, "the run was over before a process could be killed"
+    assert [path.name for path in (tmp_path / "cut").iterdir()] == ["digits"]
+    assert_same(folder, tmp_path / "whole" / "digits")
+    cut, uncut = Run(folder), Run(tmp_path / "whole" / "digits")
+    for name in ("loss/train", "lr", "accuracy/test"):
+        assert cut.scalars[name].steps.tolist() == uncut.scalars[name].steps.tolist(), name
+        assert cut.scalars[name].values.tolist() == uncut.scalars[name].values.tolist(), name
+    steps = [observation.step for observation in cut.observations]
+    assert steps == sorted(set(steps))
+
+
+def wait_for_workers(process, dead, seconds=60):
+    """The two processes that torchrun has started since those that are dead.
+
+    Raises:
+        AssertionError: It has not.
+    """
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    end = time.monotonic() + seconds
+    while time.monotonic() < end and process.poll() is None:
+        alive = [int(word) for word in children.read_text().split()]
+        if len(alive) == 2 and not dead & set(alive):
+            return alive
+        time.sleep(0.02)
+    raise AssertionError("torchrun has not started two processes anew")
 
 
 def wait_for(path, process, seconds=60):
