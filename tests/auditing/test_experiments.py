@@ -258,6 +258,33 @@ def test_a_state_dict_that_keeps_all_is_clean():
     assert "LRN807" not in report.skipped
 
 
+DTYPES = [
+    *(torch.bool, torch.uint8, torch.int64, torch.float16, torch.bfloat16, torch.float64),
+    *(torch.complex64, torch.float8_e4m3fn, torch.float8_e5m2),
+]
+
+
+@pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_a_value_of_any_dtype_is_compared_bit_for_bit(dtype, kept):
+    model = nn.Linear(2, 1)
+    for name, value in {"some": torch.tensor([0.0, 1.0, 1.0]), "one": torch.ones(())}.items():
+        model.register_buffer(name, value.to(dtype), persistent=kept or name != "some")
+    for name in ("none", "strange"):
+        value = torch.ones(0) if name == "none" else torch.tensor([float("nan"), -0.0])
+        model.register_buffer(name, value)
+    before = copy.deepcopy(model.state_dict())
+
+    def step():  # so that the buffer is seen to change, and is no constant
+        model.some.copy_(torch.tensor([1.0, 1.0, 0.0]).to(dtype))
+        model(torch.ones(1, 2)).sum().backward()
+
+    report = ln.audit(model, None, step, probes=["checkpoint"], select=["LRN807"])
+    assert [f.where for f in report.findings] == ([] if kept else [["some"]])
+    assert "LRN807" not in report.skipped
+    torch.testing.assert_close(model.state_dict(), before, rtol=0, atol=0, equal_nan=True)
+
+
 def test_what_a_hook_renames_on_the_way_is_lost():
     def rename(module, state, prefix, *_):
         for key in list(state):

@@ -392,12 +392,12 @@ def _round_trip(model: nn.Module, reasons: dict[str, str]) -> dict[str, str] | N
     try:
         twin = copy.deepcopy(model)
         state = {k: copy.deepcopy(v) for k, v in model.state_dict().items()}
+        for x in {id(x): x for x in _named(twin).values() if _has_values(x)}.values():
+            _change_(x)  # what is not loaded would look as if it were
     except Exception as error:  # a tensor with a graph, a lock, a file: not everything is copied
         reasons["checkpoint"] = f"a model that can be copied: {error}".splitlines()[0]
         return None
     with torch.no_grad():
-        for x in {id(x): x for x in _named(twin).values() if _has_values(x)}.values():
-            _change_(x)  # what is not loaded would look as if it were
         try:
             twin.load_state_dict(state)
         except Exception as error:  # the user's own hooks may refuse too
@@ -422,18 +422,18 @@ def _named(model: nn.Module) -> dict[str, Tensor]:
 
 
 def _change_(x: Tensor) -> None:
-    if x.dtype is torch.bool:
-        x.logical_not_()
-    elif x.dtype is torch.uint8:
-        x.bitwise_xor_(torch.ones_like(x))
-    else:
-        x.add_(1)
-        if x.is_floating_point() or x.is_complex():
-            x.nan_to_num_(0.5).clamp_(-3, 3) if x.is_floating_point() else x.fill_(0.5)
+    """Change each byte: there is no arithmetic in some dtypes, and a bool stays one."""
+    with torch.no_grad():
+        flat = (_bytes(x) ^ 1).view(x.dtype)
+        x.copy_(flat.view(x.shape))
 
 
 def _equal(a: Tensor, b: Tensor) -> bool:
-    return a.shape == b.shape and bool(torch.equal(a.nan_to_num(), b.nan_to_num()))
+    return a.shape == b.shape and a.dtype == b.dtype and torch.equal(_bytes(a), _bytes(b))
+
+
+def _bytes(x: Tensor) -> Tensor:
+    return x.detach().resolve_conj().resolve_neg().reshape(-1).contiguous().view(torch.uint8)
 
 
 def _has_values(x: object) -> bool:

@@ -750,8 +750,7 @@ class _Slot:
             self.changes[phase] = amount_of(x)
             self.last = x.clone()
         elif not same_bits(x, self.last):
-            difference = x - self.last if x.dtype != torch.bool else x ^ self.last
-            self.changes[phase] = amount_of(difference)
+            self.changes[phase] = amount_of(_difference(x, self.last))
             self.last.copy_(x)
 
     def look_back(self, iteration: int) -> None:
@@ -844,6 +843,14 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
     x, y = as_real(a), as_real(b)
     kind = words[x.element_size()]
     return torch.equal(x.contiguous().view(kind), y.contiguous().view(kind))
+
+
+def _difference(a: Tensor, b: Tensor) -> Tensor:
+    if a.dtype == torch.bool:
+        return a ^ b
+    if a.element_size() == 1 and a.is_floating_point():  # torch has no arithmetic in eight bits
+        a, b = a.float(), b.float()
+    return a - b
 
 
 def _much_smaller_than_siblings(slots: Iterable[_Slot]) -> list[Tensor]:
