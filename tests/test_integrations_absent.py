@@ -44,3 +44,14 @@ def test_timm_is_named_when_its_optimizer_is_wanted(monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(sys.modules, "timm.optim", None)
     with pytest.raises(MissingExtraError, match="timm"):
         create_optimizer(nn.Linear(2, 1), lr=1e-3)
+
+
+@pytest.mark.parametrize("name", ["timm", "transformers"])
+def test_a_sweep_without_its_library_says_what_to_install(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from learnables.integrations.sweep import sweep
+
+    monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(MissingExtraError, match=rf"pip install 'learnables\[{name}\]'"):
+        sweep(name)
