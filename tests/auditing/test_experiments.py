@@ -150,6 +150,15 @@ def test_a_step_that_does_not_repeat_gives_no_verdict_and_says_so():
     assert "a step that repeats: it gave" in report.skipped["LRN310"]
 
 
+def test_a_step_that_raises_is_the_reason():
+    def step():
+        raise ValueError("not today")
+
+    report = ln.audit(nn.Linear(1, 1), None, step, probes=["checkpoint"], batch=torch.ones(2, 1))
+    for code in ("LRN311", "LRN807"):
+        assert report.skipped[code] == "needs a step that does not raise"
+
+
 @pytest.mark.parametrize("how", ["parameters", "autocast"])
 def test_half_precision_gets_no_verdict_and_says_so(how):
     torch.manual_seed(8)  # under autocast, the noise of this one looks like another slope

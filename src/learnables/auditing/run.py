@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 from learnables._torch import is_uninitialised, local, without_compiling
 from learnables.auditing.discover import Everything, optimizers_alive
 from learnables.auditing.evidence import Crash, Evidence, Stage
-from learnables.auditing.experiments import check_probes, experiment
+from learnables.auditing.experiments import PROBES, Experiments, check_probes, experiment
 from learnables.auditing.intent import Intent, Loaded
 from learnables.auditing.lookout import Lookout
 from learnables.auditing.memory import Memory
@@ -128,6 +128,9 @@ def audit(
                 memory.restore()
                 made = experiment(probes, model, params, step, batch, memory.restore)
             evidence = replace(evidence, experiments=made)
+        elif asked:
+            reasons = dict.fromkeys(PROBES, "a step that does not raise")
+            evidence = replace(evidence, experiments=Experiments(reasons=reasons))
     finally:
         not_restored = memory.restore()
     return judge(together(evidence, SNAPSHOT_BUDGET), select, ignore, not_restored)
