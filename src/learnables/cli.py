@@ -443,6 +443,44 @@ def bench_ranks(
 
 
 @app.command()
+def plan(
+    factory: Annotated[
+        str,
+        typer.Argument(help="pkg.module:name or file.py:name; a model, or (model, optimizer)."),
+    ],
+    ranks: Annotated[int, typer.Option(min=1, help="How many processes.")] = 8,
+    strategy: Annotated[str, typer.Option(help="fsdp2, ddp or none.")] = "fsdp2",
+    format: Annotated[str, typer.Option("--format", help="text or json.")] = "text",
+) -> None:
+    """Memory and communication of each rank, reckoned without the memory and without the ranks.
+
+    The model is built on the meta device. Activations are not counted.
+
+    Raises:
+        BadParameter: There is no such format.
+        Exit: With 2 where the factory fails.
+    """
+    import json
+
+    import torch
+
+    from learnables.auditing.factory import UsersError, build
+    from learnables.footprint import footprint
+
+    if format not in ("text", "json"):
+        raise typer.BadParameter(f"{format!r} is not text or json", param_hint="--format")
+    try:
+        with torch.device("meta"):
+            built = build(factory)
+    except UsersError as error:
+        typer.echo(error.told, err=True, nl=False)
+        raise typer.Exit(2) from error
+    held = built.get("optimizers") or built.get("optimizer") or ()
+    found = footprint(built["model"], held, strategy, ranks=ranks)  # type: ignore[arg-type]
+    typer.echo(str(found) if format == "text" else json.dumps(found.to_json(), indent=2))
+
+
+@app.command()
 def version() -> None:
     """Print the versions of learnables, torch and Python."""
     import platform
