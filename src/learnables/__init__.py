@@ -16,6 +16,7 @@ _HOME = {
     "audit": "learnables.auditing.run",
     "constrain": "learnables.sets.registration",
     "freeze": "learnables.grafting.freezing",
+    "graft": "learnables.grafting.graft",
     "inventory": "learnables.policy.table",
     "load_checkpoint": "learnables.runtime.checkpoint",
     "observe": "learnables.auditing.run",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from learnables.declare import parameter as parameter
     from learnables.grafting.freezing import freeze as freeze
     from learnables.grafting.freezing import train_only as train_only
+    from learnables.grafting.graft import graft as graft
     from learnables.launch import prepare as prepare
     from learnables.nn.sparsification import sparsify as sparsify
     from learnables.policy.attach import attach as attach

@@ -1,0 +1,181 @@
+"""Grafts leave a model as it was, and survive what is done to models."""
+
+import copy
+import io
+import pickle
+
+import pytest
+import torch
+from torch import nn
+
+import learnables as ln
+from learnables.errors import LearnablesError, SelectionError, ShapeError
+from learnables.grafting.graft import graft, grafts_of
+
+
+class Plus(nn.Module):
+    """A low-rank delta of a matrix."""
+
+    def __init__(self, out_features, in_features):
+        super().__init__()
+        self.a = ln.parameter(out_features, 2, init=ln.init.normal(0.1))
+        self.b = ln.parameter(2, in_features, init=ln.init.normal(0.1))
+
+    def forward(self, weight):
+        return weight + self.a @ self.b
+
+
+class Stack(nn.Module):
+    """Blocks that mix tokens inside, as those of a transformer do."""
+
+    def __init__(self):
+        super().__init__()
+        self.embed = nn.Linear(3, 8)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(8, 2, 16, dropout=0.0, batch_first=True) for _ in range(3)
+        )
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.embed(x)
+        for block in self.blocks:
+            x = block(x)
+        assert x.shape[1] == 5
+        return self.head(x.mean(1))
+
+
+GRAFTS = {
+    "prompts": lambda: (ln.nn.Prompts(4, 8, prefix=1), "blocks.*", None),
+    "deep": lambda: (ln.nn.DeepPrompts(3, 4, 8, prefix=1), "blocks.*", None),
+    "registers": lambda: (ln.nn.RegisterTokens(2, 8), "blocks.*", None),
+    "class": lambda: (ln.nn.ClassToken(8), "blocks.*", None),
+    "scale": lambda: (ln.nn.LayerScale(8, 0.5), "blocks.1", None),
+    "front": lambda: (nn.Linear(3, 3), "", "input"),
+    "delta": lambda: (Plus(16, 8), "blocks.0.linear1.weight", None),
+    "second": lambda: (Plus(8, 16), "blocks.2.linear2.weight", None),
+}
+
+
+@pytest.fixture(params=GRAFTS)
+def grafted(request):
+    torch.manual_seed(0)
+    model = Stack()
+    component, at, where = GRAFTS[request.param]()
+    x = torch.randn(2, 5, 3)
+    before = model(x)
+    handle = graft(model, "extra", component, at, where=where)
+    return model, handle, x, before
+
+
+def test_it_acts_trains_and_leaves_no_trace(grafted):
+    model, handle, x, before = grafted
+    state = {k: v for k, v in model.state_dict().items() if not k.startswith("extra.")}
+    out = model(x)
+    assert not torch.equal(out, before)
+    out.square().sum().backward()
+    for name, param in handle.component.named_parameters():
+        assert param.grad is not None, name
+        assert param.grad.any(), name
+    handle.remove()
+    assert list(model.state_dict()) == list(state)
+    assert torch.equal(model(x), before)
+    for module in model.modules():
+        assert not module._forward_hooks
+        assert not module._forward_pre_hooks
+    assert vars(model).keys() == vars(Stack()).keys()
+    with pytest.raises(LearnablesError, match="no more"):
+        handle.remove()
+
+
+@pytest.mark.parametrize("carried", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+def test_copies_are_whole_and_independent(grafted, carried):
+    model, _, x, before = grafted
+    out, other = model(x), carried(model)
+    assert torch.equal(other(x), out)
+    with torch.no_grad():
+        for param in other.extra.parameters():
+            param.add_(1.0)
+    assert not torch.equal(other(x), out)
+    assert torch.equal(model(x), out)
+    grafts_of(other)[0].remove()
+    assert torch.equal(other(x), before)
+    assert torch.equal(model(x), out)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # dynamo looks at each input's
+def test_no_graph_breaks_and_export(grafted):
+    model, _, x, _ = grafted
+    torch._dynamo.reset()
+
+    def call(x):  # so that hooks of the whole model are inside of what is compiled
+        return model(x)
+
+    explained = torch._dynamo.explain(call)(x)
+    assert explained.graph_break_count == 0, explained.break_reasons
+    compiled = torch.compile(model, backend="eager", fullgraph=True)
+    assert torch.equal(compiled(x), model(x))
+    exported = torch.export.export(model, (x,))
+    torch.testing.assert_close(exported.module()(x), model(x))
+
+
+def test_a_delta_is_merged_into_its_parameter():
+    model, x = Stack(), torch.randn(2, 5, 3)
+    handle = graft(model, "delta", Plus(16, 8), "blocks.0.linear1.weight")
+    out = model(x)
+    handle.merge()
+    assert torch.equal(model(x), out)
+    assert not hasattr(model, "delta")
+    with pytest.raises(LearnablesError, match="only a graft on a parameter"):
+        graft(model, "scale", ln.nn.LayerScale(8), "blocks.0").merge()
+
+
+def test_grafts_on_one_place_are_removed_last_first():
+    model, x = Stack(), torch.randn(2, 5, 3)
+    before = model(x)
+    first = graft(model, "registers", ln.nn.RegisterTokens(2, 8), "blocks.*")
+    second = graft(model, "prompts", ln.nn.Prompts(3, 8, prefix=1), "blocks.*")
+    model(x)
+    with pytest.raises(LearnablesError, match="removed first"):
+        first.remove()
+    second.remove()
+    first.remove()
+    assert torch.equal(model(x), before)
+
+
+def test_a_wrong_path_offers_the_nearest():
+    with pytest.raises(SelectionError, match=r"'blocks\.2'"):
+        graft(Stack(), "scale", ln.nn.LayerScale(8), "block.2")
+    with pytest.raises(SelectionError, match=r"at='blocks\.\*'"):
+        graft(Stack(), "prompts", ln.nn.Prompts(3, 8))
+
+
+def test_a_name_is_taken_once():
+    model = Stack()
+    graft(model, "scale", ln.nn.LayerScale(8), "blocks.0")
+    with pytest.raises(LearnablesError, match="taken"):
+        graft(model, "scale", ln.nn.LayerScale(8), "blocks.1")
+    with pytest.raises(LearnablesError, match="cannot have this name"):
+        graft(model, "a.b", ln.nn.LayerScale(8), "blocks.1")
+
+
+def test_a_width_that_does_not_fit_tells_both_shapes():
+    model = Stack()
+    graft(model, "prompts", ln.nn.Prompts(3, 6), "blocks.*")
+    with pytest.raises(ShapeError, match=r"\(1, 3, 6\)[\s\S]*\(2, 5, 8\)"):
+        model(torch.randn(2, 5, 3))
+    with pytest.raises(ShapeError, match="3 layers"):
+        graft(Stack(), "deep", ln.nn.DeepPrompts(2, 3, 8), "blocks.*")
+
+
+def test_a_wrapped_model_says_when_to_graft():
+    with pytest.raises(LearnablesError, match="graft first"):
+        graft(torch.compile(Stack(), backend="eager"), "s", ln.nn.LayerScale(8), "blocks.0")
+
+
+def test_an_error_inside_leaves_the_parameter_in_its_place():
+    model = Stack()
+    graft(model, "delta", Plus(16, 8), "blocks.0.linear1.weight")
+    with pytest.raises(RuntimeError):
+        model.blocks[0].linear1(torch.randn(2, 5))
+    assert "weight" not in vars(model.blocks[0].linear1)
+    torch.save(model.state_dict(), io.BytesIO())
