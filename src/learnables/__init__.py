@@ -19,11 +19,13 @@ _HOME = {
     "graft": "learnables.grafting.graft",
     "inventory": "learnables.policy.table",
     "load_checkpoint": "learnables.runtime.checkpoint",
+    "load_delta": "learnables.grafting.delta",
     "observe": "learnables.auditing.run",
     "param_groups": "learnables.policy.groups",
     "parameter": "learnables.declare",
     "prepare": "learnables.launch",
     "save_checkpoint": "learnables.runtime.checkpoint",
+    "save_delta": "learnables.grafting.delta",
     "silence": "learnables.auditing.silence",
     "sparsify": "learnables.nn.sparsification",
     "statistics": "learnables.stats",
@@ -52,6 +54,8 @@ if TYPE_CHECKING:
     from learnables.auditing.silence import silence as silence
     from learnables.declare import annotate as annotate
     from learnables.declare import parameter as parameter
+    from learnables.grafting.delta import load_delta as load_delta
+    from learnables.grafting.delta import save_delta as save_delta
     from learnables.grafting.freezing import freeze as freeze
     from learnables.grafting.freezing import train_only as train_only
     from learnables.grafting.graft import graft as graft

@@ -1,12 +1,19 @@
 """What all components share: declared parameters that can be drawn again."""
 
 from abc import ABC
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from learnables.init.redraw import redraw_
 from learnables.notes import notes_of
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+_BUILT_WITH = "_learnables_built_with"
+_PLAIN = (bool, int, float, str, type(None))
 
 
 class Component(nn.Module, ABC):
@@ -17,10 +24,27 @@ class Component(nn.Module, ABC):
     buffer: nothing is left unfilled after meta construction and ``to_empty``.
     """
 
+    def __new__(cls, *args: object, **kwargs: object) -> "Self":
+        """Note what it is built with, so that a delta file can say how to build it again."""
+        made = super().__new__(cls)
+        named = {key: value for key, value in kwargs.items() if key != "init"}  # drawn once only
+        if all(isinstance(value, _PLAIN) for value in (*args, *named.values())):
+            made.__dict__[_BUILT_WITH] = {"args": list(args), "kwargs": named}
+        return made
+
     def reset_parameters(self, *, generator: torch.Generator | None = None) -> None:
         """Draw every parameter of this module anew, in place, as it was declared."""
         for local_name in notes_of(self):
             redraw_(self, local_name, generator=generator)
+
+
+def built_with(component: nn.Module) -> dict[str, Any] | None:
+    """Arguments of the call that made ``component``, without its initialiser, or None.
+
+    None where one of them is more than a number, a word, a truth or None.
+    """
+    found: dict[str, Any] | None = component.__dict__.get(_BUILT_WITH)
+    return found
 
 
 def wide(x: Tensor) -> Tensor:

@@ -1,0 +1,265 @@
+"""Save what was added to a model, without the model; put it into another copy of the same one.
+
+The file is safetensors: the tensors of grafts and of whatever else trains under their own names,
+and JSON in the header that says what went where and into which model. Nothing is pickled, and no
+class is looked up by a name from the file: only those of `learnables.nn` and what the caller hands
+over.
+"""
+
+import json
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+import learnables.nn as components_of_ours
+from learnables._torch import gather
+from learnables.errors import CheckpointError
+from learnables.grafting.graft import Graft, graft, grafts_of
+from learnables.nn.component import Component, built_with
+from learnables.notes import note_of
+from learnables.runtime.atomic import replace_file
+from learnables.runtime.untrusted import header_text
+
+FORMAT = 1
+_KEY = "learnables_delta"
+
+
+def save_delta(model: nn.Module, path: str | Path) -> tuple[str, ...]:
+    """Write the grafts of ``model`` and every other parameter that trains; the rest stays out.
+
+    Args:
+        model: The bare model, with grafts.
+        path: The file, replaced as a whole or not at all.
+
+    Returns:
+        Names of the tensors in the file.
+
+    Raises:
+        CheckpointError: The model has no graft.
+
+    Example:
+        >>> import tempfile
+        >>> def build():
+        ...     torch.manual_seed(0)
+        ...     return nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+        >>> model = build()
+        >>> handle = ln.graft(model, "scale", ln.nn.LayerScale(4, 0.5), at="0")
+        >>> _ = ln.train_only(model, "scale.*")
+        >>> file = tempfile.mkdtemp() + "/delta.safetensors"
+        >>> ln.save_delta(model, file)
+        ('scale.gamma',)
+        >>> other = build()
+        >>> [handle.name for handle in ln.load_delta(other, file)]
+        ['scale']
+
+    Cost:
+        One checksum over the base parameters; the file holds the rest, a few kB for prompts.
+    """
+    grafts = grafts_of(model)
+    if not grafts:
+        raise CheckpointError(
+            "there is no graft in this model to save",
+            found="0 grafts",
+            wanted="at least one",
+            mend="ln.graft(model, name, component), or ln.save_checkpoint(path, model)",
+        )
+    fronts = tuple(f"{g.name}." for g in grafts)
+    trains = {name for name, param in model.named_parameters() if param.requires_grad}
+    kept = {
+        name: gather(value.detach()).cpu().contiguous().clone()
+        for name, value in model.state_dict().items()
+        if isinstance(value, Tensor) and (name.startswith(fronts) or name in trains)
+    }
+    meta = {
+        "format": FORMAT,
+        "grafts": [_describe(g) for g in grafts],
+        "base": _fingerprint(model, {*kept}),
+    }
+    text = json.dumps(meta, allow_nan=False)
+    replace_file(Path(path), lambda partial: save_file(kept, partial, metadata={_KEY: text}))
+    return tuple(sorted(kept))
+
+
+def load_delta(
+    model: nn.Module,
+    path: str | Path,
+    *,
+    components: Mapping[str, nn.Module] | None = None,
+) -> tuple[Graft, ...]:
+    """Put what `save_delta` wrote into ``model``, a fresh copy of the model it was saved from.
+
+    Everything is read and compared before anything is changed.
+
+    Args:
+        model: The base model, with its base weights and without these grafts.
+        path: The file.
+        components: Name of a graft → module to put in, for components that are not of
+            `learnables.nn`; built by the caller as it was.
+
+    Returns:
+        The handles of the grafts, in the order in which they were put in.
+
+    Raises:
+        CheckpointError: The file is missing, damaged or newer, belongs to another base model, or
+            holds what the model has not or has in another shape.
+    """
+    path = Path(path)
+    meta, tensors = _read(path)
+    base, grafts = _parts(path, meta)
+    found = _fingerprint(model, {*tensors})
+    for part, what in (("names", "names and shapes"), ("values", "values")):
+        if base.get(part) != found[part]:
+            raise CheckpointError(
+                f"the delta belongs to another base model: {what} of its parameters differ",
+                where=str(path),
+                found=f"{what} with checksum {found[part]}",
+                wanted=f"checksum {base.get(part)}",
+                mend="load the base weights that the delta was trained on first",
+            )
+    made = {name: _build(path, name, spec, components or {}) for name, _, _, spec in grafts}
+    own = dict(model.state_dict())
+    own.update({f"{n}.{key}": x for n, c in made.items() for key, x in c.state_dict().items()})
+    resized = {name: _fit(path, name, x, own, made) for name, x in tensors.items()}
+    handles: list[Graft] = []
+    try:
+        for name, at, where, _ in grafts:
+            handles.append(
+                graft(model, name, made[name], at[0] if len(at) == 1 else at, where=where)
+            )
+    except BaseException:
+        for handle in reversed(handles):
+            handle.remove()
+        raise
+    model.load_state_dict(resized, strict=False)
+    return tuple(handles)
+
+
+def _parts(path: Path, meta: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:
+    try:
+        grafts = [(g["name"], tuple(g["at"]), g["where"], g["component"]) for g in meta["grafts"]]
+        texts = [text for name, at, where, _ in grafts for text in (name, where, *at)]
+        right = all(isinstance(text, str) for text in texts) and isinstance(meta["base"], dict)
+        if right and all(at and isinstance(spec, dict) for _, at, _, spec in grafts):
+            return meta["base"], grafts
+    except (KeyError, TypeError) as error:
+        raise _damaged(path, f"its header has no right {error}") from error
+    raise _damaged(path, "its header says nothing right about grafts")
+
+
+def _describe(made: Graft) -> dict[str, Any]:
+    kind = type(made.component)
+    ours = getattr(components_of_ours, kind.__name__, None) is kind
+    return {
+        "name": made.name,
+        "at": list(made.at),
+        "where": made.where,
+        "component": {
+            "class": kind.__qualname__ if ours else f"{kind.__module__}.{kind.__qualname__}",
+            "arguments": built_with(made.component) if ours else None,
+        },
+    }
+
+
+def _build(
+    path: Path, name: str, spec: Mapping[str, Any], given: Mapping[str, nn.Module]
+) -> nn.Module:
+    if name in given:
+        return given[name]
+    kind = getattr(components_of_ours, str(spec.get("class")), None)
+    arguments = spec.get("arguments")
+    ours = isinstance(kind, type) and issubclass(kind, Component)
+    if ours and isinstance(arguments, dict):
+        try:
+            built: nn.Module = kind(*arguments["args"], **arguments["kwargs"])  # type: ignore[misc]
+        except (KeyError, TypeError, ValueError) as error:
+            raise _damaged(path, f"{name} cannot be built: {error}") from error
+        return built
+    raise CheckpointError(
+        "a component of the delta cannot be built from the file alone",
+        where=name,
+        found=f"{spec.get('class')}",
+        wanted="a component of learnables.nn with plain arguments, or one handed over",
+        mend=f"ln.load_delta(model, path, components={{{name!r}: component}})",
+    )
+
+
+def _fit(
+    path: Path, name: str, x: Tensor, own: Mapping[str, Any], made: Mapping[str, nn.Module]
+) -> Tensor:
+    target = own.get(name)
+    if not isinstance(target, Tensor):
+        raise CheckpointError(
+            "the delta holds a tensor that the model has no place for",
+            where=name,
+            found=str(path),
+            wanted="a name of the model",
+            mend="load it into the model it was saved from",
+        )
+    if target.shape == x.shape:
+        return x
+    owner_name, _, local = name.rpartition(".")
+    front, _, inner = owner_name.partition(".")
+    rule = note_of(made[front].get_submodule(inner), local).get("resize") if front in made else None
+    if rule is None:
+        raise CheckpointError(
+            "a tensor of the delta has another shape than its place in the model",
+            where=name,
+            found=f"shape {tuple(x.shape)}",
+            wanted=f"shape {tuple(target.shape)}",
+            mend="build the component as it was saved",
+        )
+    return x  # the load hook of its owner resizes it
+
+
+def _fingerprint(model: nn.Module, without: set[str]) -> dict[str, int]:
+    """Checksums of names and shapes, and of the values, of the parameters not in ``without``."""
+    names, values = 0, 0
+    for name, param in sorted(model.named_parameters()):
+        if name in without:
+            continue
+        names = zlib.crc32(f"{name} {tuple(param.shape)} {param.dtype}".encode(), names)
+        raw = gather(param.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)
+        values = zlib.crc32(raw.numpy().data, values) if raw.numel() else values
+    return {"names": names, "values": values}
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    if not path.is_file():
+        raise CheckpointError(
+            "there is no delta", where=str(path), wanted="a file of ln.save_delta"
+        )
+    try:
+        header_text(path)  # refuses headers that claim more than there is
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError, ValueError, RecursionError) as error:
+        raise _damaged(path, str(error)) from error
+    number = meta.get("format") if isinstance(meta, dict) else None
+    if type(number) is not int:
+        raise _damaged(path, "its header describes no delta")
+    if number > FORMAT:
+        raise CheckpointError(
+            "the delta was written by a newer version of learnables",
+            where=str(path),
+            found=f"format {number}",
+            wanted=f"format ≤ {FORMAT}",
+            mend="pip install -U learnables",
+        )
+    return meta, tensors
+
+
+def _damaged(path: Path, found: str) -> CheckpointError:
+    return CheckpointError(
+        "the delta is damaged, or no delta",
+        where=str(path),
+        found=found,
+        wanted="the bytes that ln.save_delta wrote",
+        mend="take another copy of the file",
+    )

@@ -1,0 +1,139 @@
+"""A delta file goes into the model it came from, and into no other."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tests.grafting.test_graft import Plus, Stack
+from torch import nn
+
+import learnables as ln
+from learnables.errors import CheckpointError
+
+
+def fresh(seed=0):
+    torch.manual_seed(seed)
+    return Stack()
+
+
+def trained(model, x):
+    ln.train_only(model, ["extra.*", "head.*"])
+    optimizer = torch.optim.SGD(ln.param_groups(model, lr=0.1))
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+    return inferred(model, x)
+
+
+@torch.no_grad()
+def inferred(model, x):
+    # As it was trained: torch multiplies another way where a weight asks for a gradient.
+    ln.train_only(model, ["extra.*", "head.*"])
+    return model(x)
+
+
+def is_same(model, other):
+    theirs = other.state_dict()
+    assert list(model.state_dict()) == list(theirs)
+    return all(torch.equal(value, theirs[name]) for name, value in model.state_dict().items())
+
+
+COMPONENTS = {
+    "prompts": (lambda: ln.nn.Prompts(4, 8, prefix=1), "blocks.*"),
+    "deep": (lambda: ln.nn.DeepPrompts(3, 4, 8, init=ln.init.normal(0.1)), "blocks.*"),
+    "registers": (lambda: ln.nn.RegisterTokens(2, 8), "blocks.*"),
+    "scale": (lambda: ln.nn.LayerScale(8, 0.5), "blocks.1"),
+}
+
+
+@pytest.mark.parametrize("kind", COMPONENTS)
+def test_saved_and_loaded_the_outputs_are_bit_equal(kind, tmp_path):
+    build, at = COMPONENTS[kind]
+    model, x, file = fresh(), torch.randn(2, 5, 3), tmp_path / "delta.safetensors"
+    ln.graft(model, "extra", build(), at)
+    out = trained(model, x)
+    names = ln.save_delta(model, file)
+    assert all(name.startswith(("extra.", "head.")) for name in names)
+    assert file.stat().st_size < 4096
+    other = fresh()
+    (handle,) = ln.load_delta(other, file)
+    assert handle.name == "extra"
+    assert is_same(model, other)
+    assert torch.equal(inferred(other, x), out)
+
+
+def test_a_component_of_ones_own_is_handed_over(tmp_path):
+    model, x, file = fresh(), torch.randn(2, 5, 3), tmp_path / "delta"
+    ln.graft(model, "extra", Plus(16, 8), "blocks.0.linear1.weight")
+    out = trained(model, x)
+    ln.save_delta(model, file)
+    with pytest.raises(CheckpointError, match="handed over"):
+        ln.load_delta(fresh(), file)
+    other = fresh()
+    ln.load_delta(other, file, components={"extra": Plus(16, 8)})
+    assert is_same(model, other)
+    assert torch.equal(inferred(other, x), out)
+
+
+def saved(tmp_path):
+    model, file = fresh(), tmp_path / "delta"
+    ln.graft(model, "extra", ln.nn.Prompts(4, 8), "blocks.*")
+    ln.train_only(model, "extra.*")
+    ln.save_delta(model, file)
+    return file
+
+
+def test_another_base_is_refused_and_left_alone(tmp_path):
+    file = saved(tmp_path)
+    with pytest.raises(CheckpointError, match="values of its parameters differ"):
+        ln.load_delta(fresh(1), file)
+    other = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(CheckpointError, match="names and shapes"):
+        ln.load_delta(other, file)
+    assert list(other.state_dict()) == ["0.weight", "0.bias"]
+
+
+def rewritten(file, change):
+    from safetensors import safe_open
+
+    with safe_open(file, framework="pt") as opened:
+        meta = json.loads(opened.metadata()["learnables_delta"])
+    change(meta)
+    save_file(load_file(file), file, metadata={"learnables_delta": json.dumps(meta)})
+
+
+def test_a_newer_file_is_refused(tmp_path):
+    file = saved(tmp_path)
+    rewritten(file, lambda meta: meta.update(format=2))
+    with pytest.raises(CheckpointError, match="newer version"):
+        ln.load_delta(fresh(), file)
+
+
+def test_no_class_is_looked_up_outside_the_components(tmp_path):
+    file = saved(tmp_path)
+    for kind in ("os.system", "comparison", "Component", "torch.nn.Linear"):
+        rewritten(file, lambda meta, k=kind: meta["grafts"][0]["component"].update({"class": k}))
+        with pytest.raises(CheckpointError, match=r"handed over|cannot be built"):
+            ln.load_delta(fresh(), file)
+
+
+def test_other_numbers_of_prompts_are_resized_and_other_widths_refused(tmp_path):
+    file, model = saved(tmp_path), fresh()
+    (handle,) = ln.load_delta(model, file, components={"extra": ln.nn.Prompts(6, 8)})
+    kept = load_file(file)["extra.tokens"]
+    assert torch.equal(handle.component.tokens[:, :4], kept)
+    registers = {"extra": ln.nn.RegisterTokens(2, 8)}
+    with pytest.raises(CheckpointError, match=r"\(1, 4, 8\)[\s\S]*\(1, 2, 8\)"):
+        ln.load_delta(fresh(), file, components=registers)
+
+
+def test_what_is_no_delta_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match="no delta"):
+        ln.load_delta(fresh(), tmp_path / "missing")
+    (tmp_path / "junk").write_bytes(b"PK\x03\x04 and so on")
+    with pytest.raises(CheckpointError):
+        ln.load_delta(fresh(), tmp_path / "junk")
+    with pytest.raises(CheckpointError, match="no graft"):
+        ln.save_delta(fresh(), tmp_path / "x")
