@@ -45,10 +45,21 @@ def test_the_page_follows_the_run(training):
         with urllib.request.urlopen(page.address + "events", timeout=20) as events:
             assert events.readline() == b": following\n"
             step()
-            line = b""
-            while not line.startswith(b"data:"):
-                line = events.readline()
+            lines = iter(events.readline, b"data: changed\n")  # or that the line is still open
+            assert sum(1 for _ in zip(range(20), lines)) < 20  # noqa: B905 - whichever ends first
         assert "<dd>2</dd>" in get(page)[2]
+
+
+def test_a_change_between_the_page_and_its_events_is_told(training):
+    watcher, step = training
+    with LivePage(watcher.path.parent).running() as page:
+        get(page)
+        step()
+        with urllib.request.urlopen(page.address + "events", timeout=20) as events:
+            assert [events.readline() for _ in range(3)][::2] == [
+                b": following\n",
+                b"data: changed\n",
+            ]
 
 
 def test_a_stranger_is_told_nothing(training):

@@ -84,8 +84,12 @@ class LivePage:
         return (max([s.st_mtime for s in states] or [0.0]), sum(s.st_size for s in states))
 
     def changes(self) -> Iterator[bool]:
-        """True when there is something new, False every now and then to keep the line open."""
-        seen, told = self.version(), time.monotonic()
+        """True when there is something new, False every now and then to keep the line open.
+
+        New is what is not on the page as it was last drawn: the run may go on between the moment
+        a reader gets the page and the moment that reader listens.
+        """
+        seen, told = self._drawn, time.monotonic()
         while not self._closed.wait(max(1.0, 5 * self._cost)):  # drawing takes a fifth at most
             now = self.version()
             if now != seen:
