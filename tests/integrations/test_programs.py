@@ -4,16 +4,23 @@ Each is run as it is, where no finding may be more than a note, and with one bug
 to be named, at its line where a line is to blame.
 """
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-from tests.scripts.test_programs import OPTIONS, ROOT, Bug, check_found, findings_in
+from tests.scripts.planting import (
+    OPTIONS,
+    ROOT,
+    Bug,
+    Run,
+    check_good_and_bad,
+    findings_in,
+    plant,
+    zygote,
+)
 
 HERE = Path(__file__).parent
 PROGRAMS = HERE / "programs"
@@ -191,34 +198,13 @@ ENVIRONMENT = {
     "HF_HUB_OFFLINE": "1",
     "TOKENIZERS_PARALLELISM": "false",
 }
-Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def learnables() -> Iterator[Run]:
     """A function that runs a command line of `learnables` in a folder."""
-    words = [sys.executable, "-W", "ignore", str(ROOT / "tests/scripts/zygote.py"), *PACKAGES]
-    pipe = subprocess.PIPE
-    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, env=ENVIRONMENT) as zygote:
-        assert zygote.stdin is not None
-
-        def run(*words: str, folder: Path) -> dict[str, Any]:
-            assert zygote.stdin is not None
-            assert zygote.stdout is not None
-            zygote.stdin.write(json.dumps({"words": words, "folder": str(folder)}) + "\n")
-            zygote.stdin.flush()
-            return json.loads(zygote.stdout.readline())
-
+    with zygote(ENVIRONMENT, *PACKAGES) as run:
         yield run
-        zygote.stdin.close()
-
-
-def plant(bug: Bug, folder: Path) -> Path:
-    text = (PROGRAMS / bug.program).read_text("utf-8")
-    assert text.count(bug.old) == 1, "the bug has one place"
-    path = folder / bug.program
-    path.write_text(text.replace(bug.old, bug.new), "utf-8")
-    return path
 
 
 def test_every_program_has_its_bug() -> None:
@@ -229,13 +215,7 @@ def test_every_program_has_its_bug() -> None:
 def test_a_good_program_raises_no_alarm_and_a_planted_bug_is_named(
     bug: Bug, learnables: Run, tmp_path: Path
 ) -> None:
-    good = learnables(*OPTIONS, str(PROGRAMS / bug.program), folder=tmp_path)
-    assert good["code"] == 0, good["err"]
-    assert good["out"].strip(), "the program goes on"
-    assert findings_in(tmp_path / "report.json") == []
-    bad = learnables(*OPTIONS, "--fail", "--stop", str(plant(bug, tmp_path)), folder=tmp_path)
-    assert bad["code"] == 1, bad["err"]
-    check_found(bug, findings_in(tmp_path / "report.json"))
+    check_good_and_bad(bug, PROGRAMS, learnables, tmp_path)
 
 
 @pytest.mark.parametrize("name", ALONE)
@@ -273,7 +253,7 @@ def test_accelerate_launch_starts_a_module(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["accelerate_plain.py", "trainer_vit.py"])
 def test_two_ranks_under_torchrun_say_the_same(name: str, planted: bool, tmp_path: Path) -> None:
     bug = next(bug for bug in BUGS if bug.program == name)
-    program = plant(bug, tmp_path) if planted else PROGRAMS / name
+    program = plant(bug, PROGRAMS, tmp_path) if planted else PROGRAMS / name
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = [sys.executable, "-W", "ignore", *ranks, "-m", "learnables", *OPTIONS, "--fail"]
     done = subprocess.run(

@@ -4,40 +4,27 @@ Each program is run as it is, where no finding may be more than a note, and with
 which has to be named, at its line where a line is to blame.
 """
 
-import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+from tests.scripts.planting import (
+    OPTIONS,
+    ROOT,
+    Bug,
+    Run,
+    check_found,
+    check_good_and_bad,
+    findings_in,
+    plant,
+    zygote,
+)
 
 PROGRAMS = Path(__file__).parent / "programs"
-ROOT = Path(__file__).parents[2]
-
-
-@dataclass(frozen=True)
-class Bug:
-    """A change to a program, and what has to be said about it.
-
-    Attributes:
-        program: File under ``programs``.
-        old: Text that is replaced; it occurs once.
-        new: What replaces it.
-        code: The rule that has to find it.
-        where: Parameters that one of its findings has to name.
-        line: Text of the line that the finding has to quote; None where no line is to blame.
-    """
-
-    program: str
-    old: str
-    new: str
-    code: str
-    where: tuple[str, ...]
-    line: str | None = None
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
 
 
 BUGS = [
@@ -129,7 +116,6 @@ RANKS = Bug(
     "LRN201",
     ("module.gate", "module.net2.weight"),
 )
-Run = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
@@ -137,72 +123,27 @@ def learnables() -> Iterator[Run]:
     """A function that runs a command line of `learnables` in a folder."""
     if not hasattr(os, "fork"):
         pytest.skip("runs the programs in forked processes")
-    words = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("zygote.py"))]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    pipe = subprocess.PIPE
-    with subprocess.Popen(words, stdin=pipe, stdout=pipe, text=True, env=environment) as zygote:
-        assert zygote.stdin is not None
-        assert zygote.stdout is not None
-
-        def run(*words: str, folder: Path) -> dict[str, Any]:
-            assert zygote.stdin is not None
-            assert zygote.stdout is not None
-            zygote.stdin.write(json.dumps({"words": words, "folder": str(folder)}) + "\n")
-            zygote.stdin.flush()
-            return json.loads(zygote.stdout.readline())
-
+    with zygote(ENVIRONMENT) as run:
         yield run
-        zygote.stdin.close()
-
-
-def findings_in(file: Path) -> list[dict[str, Any]]:
-    report = json.loads(file.read_text("utf-8"))
-    assert report["iterations"] >= 4
-    return [f for f in report["findings"] if f["severity"] != "note"]
-
-
-def plant(bug: Bug, folder: Path) -> Path:
-    text = (PROGRAMS / bug.program).read_text("utf-8")
-    assert text.count(bug.old) == 1, "the bug has one place"
-    path = folder / bug.program
-    path.write_text(text.replace(bug.old, bug.new), "utf-8")
-    return path
-
-
-def check_found(bug: Bug, found: list[dict[str, Any]]) -> None:
-    named = [f for f in found if f["code"] == bug.code]
-    wheres = [name.rpartition("_0.")[2] for f in named for name in f["where"]]
-    assert set(bug.where) <= set(wheres), found
-    if bug.line is not None:
-        assert bug.line in [f["quote"].partition("  #")[0] for f in named], found
-
-
-OPTIONS = ("run", "--format", "json", "--output", "report.json")
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=lambda bug: bug.program.removesuffix(".py"))
 def test_a_good_program_raises_no_alarm_and_a_planted_bug_is_named(
     bug: Bug, learnables: Run, tmp_path: Path
 ) -> None:
-    good = learnables(*OPTIONS, str(PROGRAMS / bug.program), folder=tmp_path)
-    assert good["code"] == 0, good["err"]
-    assert good["out"].strip(), "the program goes on"
-    assert findings_in(tmp_path / "report.json") == []
-    bad = learnables(*OPTIONS, "--fail", "--stop", str(plant(bug, tmp_path)), folder=tmp_path)
-    assert bad["code"] == 1, bad["err"]
-    check_found(bug, findings_in(tmp_path / "report.json"))
+    check_good_and_bad(bug, PROGRAMS, learnables, tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("planted", [False, True])
 def test_the_same_under_torchrun(planted: bool, tmp_path: Path) -> None:
-    program = plant(RANKS, tmp_path) if planted else PROGRAMS / RANKS.program
+    program = plant(RANKS, PROGRAMS, tmp_path) if planted else PROGRAMS / RANKS.program
     ranks = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     words = [sys.executable, *ranks, "-m", "learnables", *OPTIONS, "--fail", str(program)]
     done = subprocess.run(
         words,
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "OMP_NUM_THREADS": "1"},
+        env=ENVIRONMENT,
         capture_output=True,
         text=True,
         check=False,

@@ -15,7 +15,7 @@ from learnables.auditing.report import Report
 from learnables.auditing.rule import Rule, load_rules, picks
 from learnables.auditing.run import audit
 from learnables.auditing.settings import Settings, read_settings
-from learnables.auditing.writers import FORMATS, emit
+from learnables.auditing.writers import check_format, emit
 from learnables.errors import LearnablesError
 
 
@@ -37,17 +37,6 @@ def checked(settings: Settings, select: Iterable[str], ignore: Iterable[str]) ->
     for pattern in (*(result.select or ()), *result.ignore):
         _rules_named(pattern)
     return result
-
-
-def check_format(format: str) -> None:
-    """Refuse a format before anything is run.
-
-    Raises:
-        LearnablesError: There is no such format.
-    """
-    if format not in FORMATS:
-        wanted = ", ".join(FORMATS)
-        raise LearnablesError("there is no such format", found=repr(format), wanted=wanted)
 
 
 def _patterns(said: Iterable[str]) -> tuple[str, ...]:

@@ -17,11 +17,10 @@ from torch import Tensor, nn
 
 from learnables._torch import is_uninitialised, without_wrappers
 from learnables.auditing.factory import UsersError, build
+from learnables.auditing.writers import check_format, put
 from learnables.entries import entries
-from learnables.errors import LearnablesError
-from learnables.runtime.atomic import replace_file
 from learnables.runtime.reading import StateFile, read_state
-from learnables.runtime.renaming import Renaming
+from learnables.runtime.renaming import Renaming, plain_names
 from learnables.stats import statistics
 from learnables.watching.sinks.escape import visible
 
@@ -151,10 +150,9 @@ def _nonfinite(state: Mapping[str, Tensor]) -> dict[str, int]:
 
 
 def _compare_with_model(seen: Inspection, file: StateFile, model: nn.Module) -> None:
-    own = {without_wrappers(k): x for k, x in model.state_dict().items() if isinstance(x, Tensor)}
-    plain = {name: without_wrappers(name) for name in file.state}
-    if len(set(plain.values())) != len(plain):
-        plain = {name: name for name in plain}
+    state = {k: x for k, x in model.state_dict().items() if isinstance(x, Tensor)}
+    own = {name: state[key] for key, name in plain_names(state).items()}
+    plain = plain_names(file.state)
     held = {plain[name]: x for name, x in file.state.items()}
     renaming = Renaming(list(held), list(own))
     held = {renaming(name): x for name, x in held.items()}
@@ -293,8 +291,8 @@ def _by_prefix(
 def _compare_with_base(
     seen: Inspection, state: Mapping[str, Tensor], base: Mapping[str, Tensor]
 ) -> None:
-    state = {without_wrappers(name): x for name, x in state.items()}
-    base = {without_wrappers(name): x for name, x in base.items()}
+    state = {name: state[key] for key, name in plain_names(state).items()}
+    base = {name: base[key] for key, name in plain_names(base).items()}
     renaming = Renaming(list(base), list(state))
     base = {renaming(name): x for name, x in base.items()}
     for name, x in state.items():
@@ -389,10 +387,7 @@ def run_inspect(
     """
     import sys
 
-    if format not in FORMATS:
-        raise LearnablesError(
-            "there is no such format", found=repr(format), wanted=", ".join(FORMATS)
-        )
+    check_format(format, FORMATS)
     built: Any = None
     if model is not None:
         try:
@@ -402,12 +397,5 @@ def run_inspect(
             return 2
     seen = inspect_file(path, built, base, called=model or "")
     text = seen.to_json() if format == "json" else str(seen)
-    if output is None:
-        print(text)
-    else:
-
-        def write(partial: Path) -> None:
-            partial.write_text(text + "\n", "utf-8")
-
-        replace_file(output, write)
+    put(f"{text}\n", output)
     return 0 if seen.ok else 1

@@ -62,7 +62,8 @@ def run_script(
     """
     settings = read_settings()
     if format != "text" or tuple(select) or tuple(ignore) or settings.select or settings.ignore:
-        from learnables.auditing.command import check_format, checked
+        from learnables.auditing.command import checked
+        from learnables.auditing.writers import check_format
 
         check_format(format)
         settings = checked(settings, select, ignore)

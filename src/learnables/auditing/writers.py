@@ -8,7 +8,7 @@ import hashlib
 import json as _json
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -409,11 +409,37 @@ def write(report: Written, format: str = "text") -> str:
     Raises:
         LearnablesError: There is no such format.
     """
-    if format not in FORMATS:
-        raise LearnablesError(
-            "there is no such format", found=repr(format), wanted=", ".join(FORMATS)
-        )
+    check_format(format)
     return FORMATS[format](report)
+
+
+def check_format(format: str, known: Collection[str] = tuple(FORMATS)) -> None:
+    """Refuse a format, best before anything is run.
+
+    Raises:
+        LearnablesError: There is no such format.
+    """
+    if format not in known:
+        wanted = ", ".join(known)
+        raise LearnablesError("there is no such format", found=repr(format), wanted=wanted)
+
+
+def put(text: str, output: Path | None = None, stream: TextIO | None = None) -> None:
+    """Write a text to a file, as a whole or not at all, or to a stream, in what it can encode.
+
+    Args:
+        text: The text.
+        output: The file; None or ``-`` for the stream.
+        stream: Where to, without a file; standard output when not given.
+    """
+    if output is not None and str(output) != "-":
+        data = text.encode("utf-8", "backslashreplace")
+        replace_file(output, lambda draft: _fill(draft, data))
+        return
+    stream = sys.stdout if stream is None else stream
+    encoding = stream.encoding or "utf-8"
+    stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    stream.flush()
 
 
 def _fill(path: Path, data: bytes) -> None:
@@ -439,19 +465,14 @@ def emit(
     Raises:
         LearnablesError: There is no such format.
     """
-    written = write(report, format)
-    if output is not None and str(output) != "-":
-        data = written.encode("utf-8", "backslashreplace")
-        replace_file(output, lambda draft: _fill(draft, data))
-        return
+    to_stream = output is None or str(output) == "-"
     stream = sys.stdout if stream is None else stream
-    if format == "text" and stream.isatty():
+    if to_stream and format == "text" and stream.isatty():
         from rich.console import Console
         from rich.text import Text
 
         console = Console(file=stream, highlight=False, soft_wrap=True)
         console.print(Text.assemble(*((piece, style) for style, piece in _pieces(report))), end="")
+        stream.flush()
     else:
-        encoding = stream.encoding or "utf-8"
-        stream.write(written.encode(encoding, "backslashreplace").decode(encoding))
-    stream.flush()
+        put(write(report, format), output, stream)

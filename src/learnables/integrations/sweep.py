@@ -13,12 +13,12 @@ from torch import nn
 from learnables.auditing.command import checked
 from learnables.auditing.run import audit
 from learnables.auditing.settings import read_settings
+from learnables.auditing.writers import check_format, put
 from learnables.entries import entries
 from learnables.errors import LearnablesError
 from learnables.integrations.architectures import LIBRARIES, Library
 from learnables.policy.groups import param_groups
 from learnables.policy.kinds import kind_of
-from learnables.runtime.atomic import replace_file
 from learnables.watching.sinks.escape import visible
 
 FORMATS = ("text", "json")
@@ -211,10 +211,7 @@ def run_sweep(
     Raises:
         LearnablesError: There is no such format.
     """
-    if format not in FORMATS:
-        raise LearnablesError(
-            "there is no such format", found=repr(format), wanted=", ".join(FORMATS)
-        )
+    check_format(format, FORMATS)
     settings = checked(read_settings(), select, ignore)
     seen = sweep(
         library,
@@ -224,14 +221,7 @@ def run_sweep(
         ignore=settings.ignore,
     )
     text = seen.to_json() if format == "json" else str(seen)
-    if output is None:
-        print(text)
-    else:
-
-        def write(partial: Path) -> None:
-            partial.write_text(text + "\n", "utf-8")
-
-        replace_file(output, write)
+    put(f"{text}\n", output)
     if not seen.audited:
         return 2
     return 0 if seen.ok else 1

@@ -30,7 +30,7 @@ from learnables.notes import note_of, put_note
 from learnables.policy.attach import attach, attachment_of
 from learnables.runtime.atomic import replace_file
 from learnables.runtime.plain import flatten, unflatten
-from learnables.runtime.renaming import Rename, Renaming
+from learnables.runtime.renaming import Rename, Renaming, plain_names
 from learnables.runtime.untrusted import FORMAT, read_meta, refuse
 
 _OURS = "learnables/"
@@ -252,7 +252,7 @@ def is_rank_zero() -> bool:
 
 def _write_model(model: nn.Module, pile: _Pile) -> dict[str, Any]:
     state = model.state_dict()
-    names = _plain_names(state)
+    names = plain_names(state)
     ties: dict[str, str] = {}
     others: dict[str, Any] = {}
     first: dict[Any, str] = {}
@@ -280,12 +280,6 @@ def _write_model(model: nn.Module, pile: _Pile) -> dict[str, Any]:
         "other": others,
         "metadata": flatten(metadata, pile.put, f"{_OURS}model"),
     }
-
-
-def _plain_names(keys: Iterable[str]) -> dict[str, str]:
-    """Key → name without wrappers; the keys themselves where that would merge two of them."""
-    names = {key: without_wrappers(key) for key in keys}
-    return names if len(set(names.values())) == len(names) else {key: key for key in names}
 
 
 def _one_name(entry: Entry) -> str:
@@ -540,7 +534,7 @@ def restore(
     """
     path = checkpoint.path
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    names = _plain_names(model.state_dict())
+    names = plain_names(model.state_dict())
     checkpoint, renamed = _renamed(checkpoint, Renaming(checkpoint.model, names.values(), rename))
     meta, also = checkpoint.meta, also or {}
     absent = [name for name in also if name not in meta["also"]]
@@ -637,7 +631,7 @@ class _State(dict[str, Any]):
 
 def _load_model(checkpoint: Checkpoint, model: nn.Module, allowed: _Allowed) -> Matched:
     own = model.state_dict()
-    names = _plain_names(own)
+    names = plain_names(own)
     state = _State({key: checkpoint.model[n] for key, n in names.items() if n in checkpoint.model})
     unexpected, too_many = allowed.split(sorted(set(checkpoint.model) - set(names.values())))
     missing, too_few = allowed.split(name for key, name in names.items() if key not in state)

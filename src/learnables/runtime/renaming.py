@@ -1,9 +1,10 @@
 """Names in a file and names in a model: maps, and the prefixes that other people's code adds."""
 
 import difflib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeAlias, final
 
+from learnables._torch import without_wrappers
 from learnables.errors import CheckpointError
 
 Rename: TypeAlias = "Mapping[str, str] | Callable[[str], str] | None"
@@ -97,3 +98,9 @@ def _check(rename: Mapping[str, str], names: Collection[str]) -> None:
                 found=f"{len(names)} names; nearest: {', '.join(near) or 'none'}",
                 wanted="a name of the checkpoint, or a prefix of one that ends with .*",
             )
+
+
+def plain_names(keys: Iterable[str]) -> dict[str, str]:
+    """Key → name without wrappers; the keys themselves where that would merge two of them."""
+    names = {key: without_wrappers(key) for key in keys}
+    return names if len(set(names.values())) == len(names) else {key: key for key in names}
