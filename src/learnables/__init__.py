@@ -14,6 +14,7 @@ _HOME = {
     "annotate": "learnables.declare",
     "attach": "learnables.policy.attach",
     "audit": "learnables.auditing.run",
+    "canonicalize_": "learnables.runtime.layout",
     "constrain": "learnables.sets.registration",
     "freeze": "learnables.grafting.freezing",
     "graft": "learnables.grafting.graft",
@@ -68,6 +69,7 @@ if TYPE_CHECKING:
     from learnables.runtime.checkpoint import load_checkpoint as load_checkpoint
     from learnables.runtime.checkpoint import save_checkpoint as save_checkpoint
     from learnables.runtime.kept import Checkpoints as Checkpoints
+    from learnables.runtime.layout import canonicalize_ as canonicalize_
     from learnables.sets.registration import constrain as constrain
     from learnables.sets.registration import unconstrain as unconstrain
     from learnables.sets.registration import violation as violation

@@ -6,7 +6,8 @@ from typing import Any, Literal, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from learnables._torch import on_parameter_registration
+from learnables._torch import is_dtensor, is_uninitialised, on_parameter_registration
+from learnables.conversion import after_conversion
 from learnables.entries import Entry, entries
 from learnables.errors import PolicyError, ShapeError
 from learnables.init.base import Init, Initializer, initialise_
@@ -23,6 +24,7 @@ from learnables.notes import (
     put_note,
 )
 from learnables.select import Selector, select
+from learnables.strides import fits, laid_out, lay_out_, wanted_strides
 
 WeightDecay: TypeAlias = bool | float | Literal["init"]
 Resize: TypeAlias = Callable[[Tensor, torch.Size], Tensor]
@@ -69,7 +71,9 @@ def parameter(
         requires_grad: False makes a constant that is saved but never trained.
         compute_dtype: Dtype it is used in: while its owner's ``forward`` runs, the attribute is the
             Parameter cast to it, also under autocast. The stored Parameter keeps ``dtype``.
-        memory_format: Layout of a 4-D or 5-D parameter, e.g. ``torch.channels_last``.
+        memory_format: Layout, e.g. ``torch.channels_last`` of a 4-D parameter; kept through
+            ``.to(memory_format=…)``, ``load_state_dict(assign=True)``, copies and checkpoints.
+            Row-major, and not kept against anybody's will, when None.
         constraint: A set from ``ln.sets`` to keep it in; enforced by `ln.attach`.
         resize: ``resize(value, shape) -> value`` for a checkpoint of another shape.
         role: How the dimensions are meant, where fans depend on it: ``"linear"`` (out, in),
@@ -110,7 +114,8 @@ def parameter(
     fields = check_fields({name: value for name, value in said.items() if value is not None})
     value = _make(shape, init, dtype, device, generator, role)
     if memory_format is not None:
-        value = value.contiguous(memory_format=memory_format)
+        _check_layout(value, memory_format, "")
+    value = laid_out(value, memory_format or torch.contiguous_format)
     param = nn.Parameter(value, requires_grad=requires_grad)
     initial = value.clone() if weight_decay == "init" else None
     note = Note(declared=Statement(fields, caller(), "ln.parameter"), initial=initial)
@@ -151,12 +156,15 @@ def annotate(model: nn.Module, selector: Selector, **policy: Any) -> tuple[Entry
     for entry in picked:
         for place in entry.places:
             note = add_annotation(place.note, statement, entry.name)
+            if policy.get("memory_format") is not None and not is_uninitialised(entry.param):
+                _check_layout(entry.param, policy["memory_format"], entry.name)
             if policy.get("weight_decay") == "init" and note.initial is None:
                 note = Note(note.declared, note.annotated, entry.param.detach().clone())
             changes.append((place, note))
     for place, note in changes:  # only now: a refused annotation leaves nothing half done
         put_note(place.owner, place.local_name, note)
         _equip(place.owner)
+        _lay_out_declared(place.owner)
     return picked
 
 
@@ -223,7 +231,10 @@ def _wrong(name: str, value: Any) -> str:
             isinstance(value, torch.dtype) and value.is_floating_point,
             "a floating dtype, e.g. torch.float32",
         ),
-        "memory_format": (isinstance(value, torch.memory_format), "a torch.memory_format"),
+        "memory_format": (
+            isinstance(value, torch.memory_format) and value is not torch.preserve_format,
+            "torch.contiguous_format, torch.channels_last or torch.channels_last_3d",
+        ),
         "constraint": (hasattr(value, "project"), "a set with a project method: ln.sets.…"),
         "resize": (callable(value), "a function (value, shape) -> value"),
         "init": (isinstance(value, Initializer) or callable(value), "one of ln.init.…"),
@@ -264,6 +275,8 @@ def _equip(owner: nn.Module) -> None:
         hooked.add("cast")
         owner.register_forward_pre_hook(_cast_for_use)
         owner.register_forward_hook(_end_of_use, always_call=True)
+    if any(note.get("memory_format") for note in notes_of(owner).values()):
+        after_conversion(owner, _lay_out_declared)
 
 
 def _cast_for_use(owner: nn.Module, _: object) -> None:
@@ -284,16 +297,56 @@ def _end_of_use(owner: nn.Module, *_: object) -> None:
             owner.__dict__.pop(local_name, None)
 
 
-class _ResizeOnLoad:
-    """Give every declared parameter of one owner the shape that the model has now."""
+def _lay_out_declared(owner: nn.Module) -> None:
+    """Give the parameters of ``owner`` and their gradients the layout that was declared."""
+    for local_name, param in owner.named_parameters(recurse=False, remove_duplicate=False):
+        memory_format = note_of(owner, local_name).get("memory_format")
+        if memory_format is not None and _has_layout(param, memory_format):
+            lay_out_(param, wanted_strides(param.shape, memory_format))
 
-    def __call__(self, owner: nn.Module, state: dict[str, Any], prefix: str, *_: object) -> None:
+
+def _has_layout(x: Tensor, memory_format: torch.memory_format) -> bool:
+    """Whether it can be laid out like that; a shard cannot, its whole does not exist."""
+    strided = x.layout is torch.strided and not (is_uninitialised(x) or is_dtensor(x))
+    return strided and fits(x.ndim, memory_format)
+
+
+def _check_layout(x: Tensor, memory_format: torch.memory_format, name: str) -> None:
+    if not fits(x.ndim, memory_format):
+        raise PolicyError(
+            "a parameter of this many dimensions cannot be laid out like that",
+            where=name,
+            found=f"memory_format={memory_format}, shape {tuple(x.shape)}",
+            wanted="4 dimensions for torch.channels_last, 5 for torch.channels_last_3d",
+        )
+
+
+class _ResizeOnLoad:
+    """Give what is loaded the shape that the model has and, where assigned, the declared layout."""
+
+    def __call__(
+        self, owner: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, *_: object
+    ) -> None:
+        assigns = metadata.get("assign_to_params_buffers", False)
         for local_name, param in owner.named_parameters(recurse=False, remove_duplicate=False):
             value = state.get(prefix + local_name)
-            if not isinstance(value, Tensor) or value.shape == param.shape:
+            if not isinstance(value, Tensor):
                 continue
-            resize = note_of(owner, local_name).get("resize")
-            if {value.shape, param.shape} == {torch.Size([]), torch.Size([1])}:
-                state[prefix + local_name] = value.reshape(param.shape)
+            note = note_of(owner, local_name)
+            resize, memory_format = note.get("resize"), note.get("memory_format")
+            if value.shape == param.shape:
+                pass
+            elif {value.shape, param.shape} == {torch.Size([]), torch.Size([1])}:
+                value = value.reshape(param.shape)
             elif resize is not None:
-                state[prefix + local_name] = resize(value, param.shape)
+                value = resize(value, param.shape)
+            if assigns and memory_format is not None and _has_layout(value, memory_format):
+                value = _assigned(value, memory_format)
+            state[prefix + local_name] = value
+
+
+def _assigned(value: Tensor, memory_format: torch.memory_format) -> Tensor:
+    made = laid_out(value, memory_format)
+    if made is value or not isinstance(value, nn.Parameter):
+        return made
+    return nn.Parameter(made, requires_grad=value.requires_grad)  # as a file of Parameters has it

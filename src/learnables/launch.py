@@ -24,9 +24,11 @@ from learnables.auditing.report import Report
 from learnables.auditing.run import audit
 from learnables.collectives import gather_texts
 from learnables.entries import Entry, entries
-from learnables.errors import LearnablesError, SelectionError
+from learnables.errors import LearnablesError, SelectionError, warn
 from learnables.notes import note_of, put_note
 from learnables.policy.attach import Attachment, attach
+from learnables.runtime.layout import canonicalize_, declared_layout
+from learnables.strides import lay_out_, wanted_strides
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -82,10 +84,11 @@ def prepare(
 
     * Before: all ranks must have built the same model; one that did not is named, with the
       parameter. FSDP2 would put a model together from the pieces of different ones.
-    * FSDP2: a parameter of shape () becomes (1,), and the two load into each other. One that is not
-      contiguous is laid out anew. Each is cut along a dimension that the ranks divide evenly, so
-      that a token of shape (1, N, D) is not one rank's alone and padding for the others. The
-      names of a tied parameter stay in one group.
+    * Layouts: a parameter lies as declared (``memory_format=``), and without gaps (see
+      `canonicalize_`). FSDP2 shards row-major memory only, so there all are laid out row-major.
+    * FSDP2: a parameter of shape () becomes (1,), and the two load into each other. Each is cut
+      along a dimension that the ranks divide evenly, so that a token of shape (1, N, D) is not one
+      rank's alone and padding for the others. The names of a tied parameter stay in one group.
     * After: the optimizer is built, `ln.attach` is called, and `ln.audit` looks at the result.
 
     Every rank must call.
@@ -137,6 +140,8 @@ def prepare(
         if strategy == "ddp":
             model.to(device)
         compare_ranks(model, values)
+    if strategy != "fsdp2" and not any(map(is_dtensor, model.parameters())):
+        canonicalize_(model, undeclared="dense")
     runner = model
     if strategy == "ddp":
         place = [device.index] if device.type == "cuda" else None
@@ -464,7 +469,7 @@ def _crosses(entry: Entry, inside: set[int]) -> bool:
 
 
 def make_ready_(model: nn.Module) -> None:
-    """Lift parameters of shape () to (1,) and make all contiguous, as ``fully_shard`` wants them.
+    """Lift parameters of shape () to (1,) and make all row-major, as ``fully_shard`` wants them.
 
     Raises:
         LearnablesError: A parameter is sparse, which cannot be sharded.
@@ -483,10 +488,17 @@ def make_ready_(model: nn.Module) -> None:
             )
         if param.ndim == 0:
             _lift_(entry)
-        elif not param.is_contiguous():
-            param.data = param.data.contiguous()
-            if param.grad is not None:
-                param.grad = param.grad.contiguous()
+            continue
+        declared = declared_layout(entry)
+        if declared not in (None, torch.contiguous_format):
+            warn(
+                "a declared layout is lost: FSDP2 shards row-major memory only",
+                where=entry.name,
+                found=f"memory_format={declared}",
+                wanted="a row-major parameter under FSDP2, or DDP, which keeps layouts",
+                mend=f"ln.annotate(model, {entry.name!r}, memory_format=torch.contiguous_format)",
+            )
+        lay_out_(param, wanted_strides(param.shape))
 
 
 def _lift_(entry: Entry) -> None:

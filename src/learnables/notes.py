@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from learnables.errors import PolicyError
@@ -43,6 +44,21 @@ class Statement:
     fields: Mapping[str, Any]
     at: str
     by: str
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A layout by its name: torch's own pickle of it needs protocol 4, torch.save uses 2."""
+        fields = dict(self.fields)
+        if isinstance(fields.get("memory_format"), torch.memory_format):
+            fields["memory_format"] = str(fields["memory_format"])
+        return {**vars(self), "fields": fields}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """The reverse."""
+        fields = state["fields"]
+        if isinstance(fields.get("memory_format"), str):
+            layout = getattr(torch, fields["memory_format"].removeprefix("torch."))
+            fields = {**fields, "memory_format": layout}
+        vars(self).update(state, fields=fields)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ A transposed tie has no second Parameter: the target becomes a read-only propert
 transposed view of the source, so there is nothing that could be counted, stepped or saved twice.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
+from learnables.conversion import after_conversion
 from learnables.entries import Entry, Place, entries
 from learnables.errors import ConstraintError, ShapeError, lay_out
 from learnables.notes import Note, Statement, caller, notes_of, put_note
@@ -174,28 +175,11 @@ class Tie:
             self.owner._parameters[self.local_name] = param
 
 
-@final
-class _Converting:
-    """Stands for ``model._apply``, which ``.to()``, ``.half()`` and ``to_empty`` all go through.
-
-    Torch has no hook there, and a subclass would change the type of the user's model.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
-
-    def __call__(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> nn.Module:
-        convert: Any = type(self.model)._apply
-        convert(self.model, fn, *args, **kwargs)
-        _restore(self.model)
-        return self.model
-
-
 def _ties_of(model: nn.Module) -> list[Tie]:
     """The live list of ties that ``model`` keeps; the first call installs what keeps them."""
     if _ATTRIBUTE not in model.__dict__:
         model.__dict__[_ATTRIBUTE] = []
-        model.__dict__["_apply"] = _Converting(model)
+        after_conversion(model, _restore)
         model.register_load_state_dict_pre_hook(_before_loading)  # type: ignore[no-untyped-call]
         model.register_load_state_dict_post_hook(_after_loading)  # type: ignore[no-untyped-call]
     ties: list[Tie] = model.__dict__[_ATTRIBUTE]
