@@ -365,3 +365,20 @@ def test_a_foreign_optimizer_is_named_once() -> None:
 def test_the_arguments_are_checked() -> None:
     with pytest.raises(LearnablesError, match="at least one step"):
         ln.audit(nn.Linear(3, 1), steps=0)
+
+
+@pytest.mark.parametrize(
+    ("value", "accused"),
+    [
+        (lambda: nn.init.orthogonal_(torch.empty(6, 8, 8)), True),
+        (lambda: torch.eye(6, 64).reshape(6, 8, 8), False),
+        (lambda: torch.randn(6, 8, 8), False),
+    ],
+)
+def test_only_a_stack_that_was_drawn_as_one_matrix_is_accused(
+    value: Callable[[], torch.Tensor], accused: bool
+) -> None:
+    model = nn.Module()
+    model.heads = nn.Parameter(value())
+    found = [finding.code for finding in ln.audit(model).findings]
+    assert ("LRN728" in found) == accused

@@ -46,6 +46,8 @@ def orthogonal_as_one_matrix(evidence: Evidence) -> Iterator[Finding]:
             continue
         if not value.is_floating_point() or min(value.shape) < 2:
             continue
+        if 2 * int(value.count_nonzero()) < value.numel():
+            continue  # one-hot rows: chosen as they are, or memory that nobody initialised
         flat = _defect(value.flatten(1)[None])
         if flat > 1e-3 or not bool(value.isfinite().all()):
             continue
