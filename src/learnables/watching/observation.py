@@ -32,6 +32,14 @@ class Filled:
         """The row of each bin, shape (n,)."""
         return np.repeat(np.arange(len(self.lengths)), self.lengths)
 
+    def by_row(self) -> list[dict[int, int]]:
+        """Bin → count of each row; the bins ascend."""
+        bins, counts, found, at = self.bins.tolist(), self.counts.tolist(), [], 0
+        for length in self.lengths.tolist():
+            found.append(dict(zip(bins[at : at + length], counts[at : at + length], strict=True)))
+            at += length
+        return found
+
     @classmethod
     def of(cls, histogram: Array) -> "Filled":
         """Those of a histogram of shape (P, 512)."""

@@ -1,17 +1,18 @@
 """TensorBoard: histograms as they were counted, without the second look its writer takes."""
 
 import math
+import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import numpy as np
 
 from learnables.errors import need_extra
-from learnables.watching.encoding import Array
 from learnables.watching.observation import Observation, Rows
 from learnables.watching.sinks.base import Sink
 from learnables.watching.sinks.escape import tensorboard_tag
+from learnables.watching.sinks.events import EventFile
 
 
 @final
@@ -31,100 +32,105 @@ class TensorBoard(Sink):
 
     def __init__(self, folder: "str | Path") -> None:
         try:
-            from torch.utils.tensorboard import SummaryWriter
+            from tensorboard.compat.proto.event_pb2 import Event
+            from tensorboard.compat.proto.summary_pb2 import HistogramProto
         except ImportError as error:
             raise need_extra("tensorboard", "train", "writing TensorBoard events") from error
-        self._writer = SummaryWriter(str(folder))
+        self._events: Any = Event
+        self._histograms: Any = HistogramProto
+        self._file = EventFile(folder)
+        begin = self._events(wall_time=time.time(), file_version="brain.Event:2")
+        self._file.write(begin.SerializeToString())
 
     def observation(self, observation: Observation) -> None:
-        """Histograms of weight, gradient and update; norms and the update ratio as scalars."""
-        step, when = observation.step, observation.time
+        """Histograms of weight, gradient and update; norms and the update ratio as scalars.
+
+        The same records as those of ``add_histogram_raw`` and ``add_scalar``, but all in one event.
+        """
+        event, summary = self._event(observation.step, observation.time)
+        tags = [tensorboard_tag(name) for name in observation.names]
         for quantity, rows in observation.rows.items():
-            histogram = rows.histogram
-            for i in np.flatnonzero(rows.present):
-                tag = tensorboard_tag(observation.names[i])
-                self._scalar(f"{quantity}_norm/{tag}", float(rows.norm[i]), step, when)
-                bad = int(rows.moments["nonfinite"][i])
-                if bad:
-                    self._scalar(f"{quantity}_nonfinite/{tag}", bad, step, when)
+            filled = rows.filled.by_row() if rows.filled is not None else None
+            norms, bad = rows.norm.tolist(), rows.moments["nonfinite"].tolist()
+            for i in np.flatnonzero(rows.present).tolist():
+                summary.value.add(tag=f"{quantity}_norm/{tags[i]}", simple_value=norms[i])
+                if bad[i]:
+                    summary.value.add(tag=f"{quantity}_nonfinite/{tags[i]}", simple_value=bad[i])
+                histogram = self._histogram(filled[i], rows, i) if filled is not None else None
                 if histogram is not None:
-                    limits, counts = buckets(histogram[i], rows, int(i))
-                    self._histogram(f"{quantity}/{tag}", rows, int(i), limits, counts, step, when)
-        for i in np.flatnonzero(np.isfinite(observation.ratio)):
-            tag = tensorboard_tag(observation.names[i])
-            self._scalar(f"update_ratio/{tag}", float(observation.ratio[i]), step, when)
-        self._writer.flush()
+                    summary.value.add(tag=f"{quantity}/{tags[i]}", histo=histogram)
+        for i in np.flatnonzero(np.isfinite(observation.ratio)).tolist():
+            ratio = float(observation.ratio[i])
+            summary.value.add(tag=f"update_ratio/{tags[i]}", simple_value=ratio)
+        self._file.write(event.SerializeToString())
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Scalars under their names."""
+        event, summary = self._event(step, time.time())
         for name, value in values.items():
-            self._scalar(tensorboard_tag(name), value, step, None)
+            summary.value.add(tag=tensorboard_tag(name), simple_value=float(value))
+        self._file.write(event.SerializeToString())
 
     def close(self) -> None:
-        """Write what is pending."""
-        self._writer.close()
+        """Let go of the file."""
+        self._file.close()
 
-    def _scalar(self, tag: str, value: float, step: int, when: float | None) -> None:
-        self._writer.add_scalar(tag, value, step, walltime=when)
+    def _event(self, step: int, when: float) -> tuple[Any, Any]:
+        event = self._events(wall_time=when, step=int(step))
+        return event, event.summary
 
-    def _histogram(
-        self,
-        tag: str,
-        rows: Rows,
-        i: int,
-        limits: list[float],
-        counts: list[int],
-        step: int,
-        when: float,
-    ) -> None:
+    def _histogram(self, filled: Mapping[int, int], rows: Rows, i: int) -> Any:
+        limits, counts = buckets(filled, rows, i)
         if not counts:
-            return
-        self._writer.add_histogram_raw(
-            tag,
+            return None
+        return self._histograms(
             min=float(rows.moments["min"][i]),
             max=float(rows.moments["max"][i]),
-            num=int(sum(counts)),
+            num=sum(counts),
             sum=float(rows.moments["sum"][i]),
             sum_squares=float(rows.moments["sum_of_squares"][i]),
-            bucket_limits=limits,
-            bucket_counts=counts,
-            global_step=step,
-            walltime=when,
+            bucket_limit=limits,
+            bucket=counts,
         )
 
 
-def buckets(histogram: Array, rows: Rows, i: int) -> tuple[list[float], list[int]]:
+def buckets(filled: Mapping[int, int], rows: Rows, i: int) -> tuple[list[float], list[int]]:
     """Right edges and counts of the finite values, ascending; empty where there are none.
 
     Between two filled bins that do not touch, an empty bucket keeps the left edge in place.
+
+    Args:
+        filled: Bin → count of row ``i``, as `Filled.by_row` gives it.
+        rows: Where its extrema are.
+        i: The row.
     """
-    counted = histogram.astype(np.int64).copy()
     zeros, bad = int(rows.moments["zeros"][i]), int(rows.moments["nonfinite"][i])
-    low, high = float(rows.moments["min"][i]), float(rows.moments["max"][i])
     if int(rows.moments["count"][i]) == bad:
         return [], []
     # Zeros of both signs lie in bins 0 and 256, with what is below 2^-126; keep them in one
     # bucket around 0. The non-finite ones lie in 255 and 511.
-    tiny = int(counted[0] + counted[256])
-    pieces: list[tuple[float, float, int]] = []
-    for k in range(255, 0, -1):
-        if k < 255 and counted[256 + k]:
-            pieces.append((-math.ldexp(1.0, k - 126), -math.ldexp(1.0, k - 127), counted[256 + k]))
+    tiny = filled.get(0, 0) + filled.get(256, 0)
+    negative = [(-_EDGES[b - 255], -_EDGES[b - 256], n) for b, n in filled.items() if 256 < b < 511]
+    pieces = negative[::-1]
     if tiny or zeros:
-        pieces.append((-math.ldexp(1.0, -126), math.ldexp(1.0, -126), tiny))
-    for k in range(1, 255):
-        if counted[k]:
-            pieces.append((math.ldexp(1.0, k - 127), math.ldexp(1.0, k - 126), counted[k]))
-    huge = int(counted[255] + counted[511]) - bad  # float64 beyond 2^128
+        pieces.append((-_EDGES[1], _EDGES[1], tiny))
+    pieces += [(_EDGES[b], _EDGES[b + 1], n) for b, n in filled.items() if 0 < b < 255]
+    huge = filled.get(255, 0) + filled.get(511, 0) - bad  # float64 beyond 2^128
     if huge > 0:
-        pieces.append((math.ldexp(1.0, 128) if low > 0 else low, high, huge))
+        low, high = float(rows.moments["min"][i]), float(rows.moments["max"][i])
+        pieces.append((_EDGES[255] if low > 0 else low, high, huge))
         pieces.sort()
     limits: list[float] = []
     counts: list[int] = []
+    end = -math.inf
     for left, right, number in pieces:
-        if not limits or limits[-1] < left:
+        if end < left:
             limits.append(left)
             counts.append(0)
         limits.append(right)
-        counts.append(int(number))
+        counts.append(number)
+        end = right
     return limits, counts
+
+
+_EDGES = [math.ldexp(1.0, k - 127) for k in range(256)]  # of the magnitudes in bin k, the lower one

@@ -40,11 +40,11 @@ class WeightsAndBiases(Sink):
         """Norms, ratios and histograms."""
         logged: dict[str, Any] = dict(numbers(observation))
         for quantity, rows in observation.rows.items():
-            histogram = rows.histogram
-            if histogram is None:
+            if rows.filled is None:
                 continue
-            for i in np.flatnonzero(rows.present):
-                limits, counts = buckets(histogram[i], rows, int(i))
+            filled = rows.filled.by_row()
+            for i in np.flatnonzero(rows.present).tolist():
+                limits, counts = buckets(filled[i], rows, i)
                 if 1 < len(limits) <= _MOST and counts[0] == 0:  # the first edge opens the first
                     tag = tensorboard_tag(observation.names[i])
                     pair = (np.array(counts[1:]), np.array(limits))
