@@ -112,6 +112,46 @@ def save(name: str, rows: Any, **more: Any) -> Path:
     return path
 
 
+def save_part(name: str, part: str, rows: Any, **more: Any) -> Path:
+    """Put one part into ``results/NAME.json``, with its own environment; the others stay."""
+    RESULTS.mkdir(exist_ok=True)
+    path = RESULTS / f"{name}.json"
+    content = {"parts": {**parts(name), part: {"environment": environment(), **more, "rows": rows}}}
+    path.write_text(json.dumps(content, indent=1, default=_plain) + "\n", encoding="utf-8")
+    return path
+
+
+def parts(name: str) -> dict[str, Any]:
+    """What `save_part` put into ``results/NAME.json``: part → environment and rows."""
+    path = RESULTS / f"{name}.json"
+    if not path.exists():
+        return {}
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")).get("parts", {})
+    return found
+
+
+def where(environment: Mapping[str, Any], language: str) -> str:
+    """One line for below a table: the machine, its load, torch and the day."""
+    e = environment
+    load = "" if e["load_1min"] is None else f"{e['load_1min']:.1f}"
+    text = {
+        "en": "{cpu}, {threads} thread(s), load {load} on {cores} cores, torch {torch}, {day}",
+        "zh": "{cpu}，{threads} 线程，负载 {load}（{cores} 核），torch {torch}，{day}",
+    }[language]
+    return text.format(**{**e, "load": load, "day": e["date"][:10]})
+
+
+def write_tables(page: str, script: str, table: Callable[[str], str]) -> None:
+    """Put ``table("en")`` and ``table("zh")`` between the marks of ``script`` in both pages."""
+    begin, end = f"<!-- benchmarks/{script}.py --table -->", f"<!-- end of {script} -->"
+    for language in ("en", "zh"):
+        path = Path(__file__).parents[1] / "docs" / language / f"{page}.md"
+        before, rest = path.read_text(encoding="utf-8").split(begin)
+        after = rest.split(end)[1]
+        path.write_text(f"{before}{begin}\n{table(language)}\n{end}{after}", encoding="utf-8")
+        print(path)
+
+
 def _time(
     task: Callable[[], object], clock: Callable[[], float], prepare: Callable[[], object] | None
 ) -> float:

@@ -10,7 +10,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -189,9 +189,22 @@ def _loop(
 
 
 class Job:
-    """A model, its optimizer and its images, and what one step does to them."""
+    """A model, its optimizer and its images, and what one step does to them.
 
-    def __init__(self, config: Config, crew: Crew, images: ImageSet) -> None:
+    Args:
+        config: What to do.
+        crew: Who does it.
+        images: What is learned from.
+        change: What is done to the model before anything is built for it, such as `sparsify`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        crew: Crew,
+        images: ImageSet,
+        change: Callable[[nn.Module], object] | None = None,
+    ) -> None:
         self.config, self.crew, self.images = config, crew, images
         torch.manual_seed(config.seed)  # the same first values in every process
         channels, height, width = images.shape
@@ -205,6 +218,8 @@ class Job:
             }
         )
         self.model = ViT(shape, mean, std).to(crew.device)
+        if change is not None:
+            change(self.model)
         self.parameters = sum(p.numel() for p in self.model.parameters())
 
         self.scaler = torch.amp.GradScaler(crew.device.type, enabled=config.precision == "fp16")
