@@ -35,6 +35,11 @@ MATRIX_OWNERS = (
 WRAPPER_PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
+def is_convolution(module: object) -> bool:
+    """Whether torch's own convolution, of any number of dimensions, or a subclass of it."""
+    return isinstance(module, conv._ConvNd)
+
+
 def on_parameter_registration(hook: Callable[[nn.Module, str, Any], Any]) -> Any:
     """Call ``hook(module, name, parameter)`` whenever any module registers a parameter."""
     return _module.register_module_parameter_registration_hook(hook)
@@ -82,7 +87,50 @@ def pull_together_(xs: Sequence[Tensor], to: Sequence[Tensor], rate: float | Ten
 
 def copy_all_(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     """Copy each value into its tensor, in one multi-tensor operation."""
-    torch._foreach_copy_(list(to), list(values))
+    if to:
+        torch._foreach_copy_(list(to), list(values))
+
+
+def add_all_(xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
+    """``x ← x + y`` for all pairs, in one multi-tensor operation."""
+    if xs:
+        torch._foreach_add_(list(xs), list(ys))
+
+
+def add_to_all_(xs: Sequence[Tensor], number: float) -> None:
+    """``x ← x + number`` for all of them, in one multi-tensor operation."""
+    if xs:
+        torch._foreach_add_(list(xs), number)
+
+
+def keep_gradient_in(param: Tensor, dtype: torch.dtype) -> None:
+    """Let autograd accumulate the gradient of ``param`` in another dtype than its own."""
+    if not is_dtensor(param) and param.is_leaf and param.grad is None:
+        param.grad_dtype = dtype  # type: ignore[attr-defined]
+
+
+def sharded_as(part: Tensor, like: Tensor) -> Tensor:
+    """``part``, of this rank, as a DTensor cut like ``like``; itself where that is none.
+
+    Sends nothing.
+    """
+    if not is_dtensor(like) or is_dtensor(part):
+        return part
+    from torch.distributed.tensor import DTensor
+
+    return DTensor.from_local(
+        part,
+        like.device_mesh,  # type: ignore[attr-defined]
+        like.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
+
+
+def make_first_post_hook(optimizer: torch.optim.Optimizer, handle: Any) -> None:
+    """Have a step post-hook run before all others."""
+    optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
 
 
 def parametrization_of(step: nn.Module) -> str:
@@ -140,6 +188,8 @@ def from_rank_0(value: Tensor, like: Tensor) -> Tensor:
 def gather(x: Tensor) -> Tensor:
     """The whole of a DTensor, as a collective call; any other tensor itself."""
     if is_dtensor(x):
+        if x.dtype is torch.int16:  # which gloo does not send
+            return gather(x.to(torch.int32)).to(torch.int16)
         whole: Tensor = x.full_tensor()  # type: ignore[attr-defined]
         return whole
     return x

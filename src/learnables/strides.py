@@ -47,6 +47,11 @@ def wanted_strides(
     return tuple(strides)
 
 
+def usual_strides(shape: Sequence[int]) -> list[Strides]:
+    """The strides of every layout that a tensor of this shape can have."""
+    return [wanted_strides(shape, f) for f in _FORMATS if fits(len(shape), f)]
+
+
 def laid_out(x: Tensor, memory_format: torch.memory_format = torch.contiguous_format) -> Tensor:
     """``x`` with exactly the strides of its layout: itself, or a copy in memory of its own.
 
@@ -105,11 +110,17 @@ def _counted_overlap(dims: list[tuple[int, int]]) -> bool:
 
 def is_dense(x: Tensor) -> bool:
     """Whether the elements fill one block without gaps, in any order of dimensions."""
-    return not x.numel() or (_reach(x) + 1 == x.numel() and not overlaps_itself(x))
+    return (
+        x.is_contiguous()
+        or not x.numel()
+        or (_reach(x) + 1 == x.numel() and not overlaps_itself(x))
+    )
 
 
 def has_other_order(x: Tensor, other: Tensor) -> bool:
     """Whether two tensors of one shape walk memory in different orders."""
+    if x.stride() == other.stride():
+        return False
     pairs = zip(x.shape, x.stride(), other.stride(), strict=True)
     return any(size > 1 and a != b for size, a, b in pairs)
 

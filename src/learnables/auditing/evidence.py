@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables._torch import is_uninitialised
+from learnables._torch import ddp_parameters, is_dtensor, is_uninitialised
 from learnables.auditing.experiments import Experiments
 from learnables.auditing.intent import Intent, Loaded, means
 from learnables.auditing.places import library_of
@@ -183,6 +183,9 @@ class Look:
         changes: For each phase in which the value changed, by how much: in the ``forward`` (before
             the first backward), ``between`` backward and step, by the ``step``, ``after`` it.
         same_object: The name still stands for the same Parameter as when the audit began.
+        consumed_strides: Of the gradient that the optimizer consumed, or of the part of it that
+            lies on this rank; None where there was none.
+        delivered_strides: Of the gradient as the last backward left it, likewise.
         back_at_start: At the first backward the value was, bit for bit, what it had been before the
             first observed iteration, although the step of the last iteration had changed it.
     """
@@ -198,6 +201,8 @@ class Look:
     changes: Mapping[Phase, Amount]
     same_object: bool
     back_at_start: bool = False
+    consumed_strides: tuple[int, ...] | None = None
+    delivered_strides: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -338,10 +343,32 @@ class Evidence:
         """Entry by the identity of its Parameter."""
         return {id(entry.param): entry for entry in self.entries}
 
+    @cached_property
+    def reduced(self) -> frozenset[int]:
+        """Identities of the parameters that a DistributedDataParallel reduces."""
+        tops = (self.model, *self.modules.values(), *self.wrappers)
+        modules = (module for top in tops for module in top.modules())
+        return frozenset(id(p) for module in modules for p in ddp_parameters(module) or ())
+
     @staticmethod
     def has_shape(entry: Entry) -> bool:
         """False for a lazy parameter that no forward has given a shape yet."""
         return not is_uninitialised(entry.param)
+
+    @cached_property
+    def strided(self) -> tuple[Entry, ...]:
+        """Entries whose memory has a layout of its own: they are not sparse, sharded or lazy."""
+        return tuple(
+            entry
+            for entry in self.entries
+            if not (is_uninitialised(entry.param) or is_dtensor(entry.param))
+            and entry.param.layout is torch.strided
+        )
+
+    @cached_property
+    def not_contiguous(self) -> tuple[Entry, ...]:
+        """Those of `strided` whose elements do not lie row by row."""
+        return tuple(entry for entry in self.strided if not entry.param.is_contiguous())
 
     def entries_of_model(self) -> list[Entry]:
         """Entries of the model itself, without those of further modules."""

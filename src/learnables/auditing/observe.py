@@ -693,6 +693,8 @@ class _Slot:
         self.reached = False
         self.arrived = 0
         self.gradient: Amount | None = None
+        self.consumed_strides: tuple[int, ...] | None = None
+        self.delivered_strides: tuple[int, ...] | None = None
         self.stepped = False
         self.lr: float | None = None
         self.changes: dict[Phase, Amount] = {}
@@ -786,6 +788,8 @@ class _Slot:
             arrived[current] = amount_of(local(current.grad))  # FSDP2 puts it there itself
         self.reached = self.reached or id(current) in leaves or current in arrived
         self.arrived += current in arrived
+        if current in arrived and current.grad is not None:
+            self.delivered_strides = _strides_of(current.grad)
         if sums and current in arrived and current.grad is not None:
             self.accumulated = amount_of(local(current.grad))
         delivered = arrived.get(current)
@@ -800,6 +804,7 @@ class _Slot:
         current = self.now()
         grad = current.grad if current is not None and current.is_leaf else None
         if grad is not None:
+            self.consumed_strides = _strides_of(grad)
             amount = amount_of(local(grad))
             self.gradient = Amount(
                 amount.norm / scale, amount.absmax / scale, amount.nonfinite, amount.count
@@ -812,6 +817,7 @@ class _Slot:
         if self.gradient is None and not self.stepped and isinstance(self.thing, Entry):
             grad = current.grad if current is not None and current.is_leaf else None
             self.gradient = None if grad is None else amount_of(local(grad))
+            self.consumed_strides = None if grad is None else _strides_of(grad)
         value = None
         if current is not None and current.device.type != "meta":
             value = amount_of(local(current))
@@ -828,8 +834,15 @@ class _Slot:
                 dict(self.changes),
                 current is self.tensor,
                 self.is_back,
+                self.consumed_strides,
+                self.delivered_strides,
             )
         )
+
+
+def _strides_of(gradient: Tensor) -> tuple[int, ...] | None:
+    part = local(gradient)
+    return tuple(part.stride()) if part.layout is torch.strided else None
 
 
 def same_bits(a: Tensor, b: Tensor) -> bool:

@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from learnables._torch import ddp_parameters, is_dtensor, is_uninitialised, storage_key
 from learnables.entries import Entry, entries
 from learnables.errors import LearnablesError
+from learnables.notes import notes_of
 from learnables.strides import (
     NAMES,
     Strides,
@@ -100,9 +101,12 @@ def canonicalize_(
 
 def declared_layout(entry: Entry) -> torch.memory_format | None:
     """The layout that was declared for a parameter, where it can have it."""
-    said = (place.note.get("memory_format") for place in entry.places)
-    found: torch.memory_format | None = next((f for f in said if f is not None), None)
-    return found if found is not None and fits(len(entry.shape), found) else None
+    for place in entry.places:
+        note = notes_of(place.owner).get(place.local_name)
+        found: torch.memory_format | None = None if note is None else note.get("memory_format")
+        if found is not None:
+            return found if fits(len(entry.shape), found) else None
+    return None
 
 
 def name_of(memory_format: torch.memory_format | None) -> str:

@@ -1,15 +1,18 @@
 """LRN602: what a fused optimizer steps is dense, and its state has the same layout."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from learnables._torch import local
 from learnables.auditing.evidence import Evidence, Stage
 from learnables.auditing.rule import Finding, rule
+from learnables.strides import has_other_order, is_dense
 
 
-@rule("LRN602", needs=Stage.OPTIMIZER, subsumes=("LRN4",))
+@rule("LRN602", needs=Stage.OPTIMIZER, subsumes=("LRN4", "LRN620", "LRN622", "LRN625"))
 def strided_under_fused(evidence: Evidence) -> Iterator[Finding]:
     """A parameter with gaps between its elements, or a state in another order, under `fused=True`.
 
@@ -48,17 +51,20 @@ def strided_under_fused(evidence: Evidence) -> Iterator[Finding]:
                 continue
             for param in group.params:
                 entry = evidence.entry_of.get(id(param))
-                if entry is None or param.device.type != "cpu" or not evidence.has_shape(entry):
+                if entry is None or not evidence.has_shape(entry):
                     continue
-                x = local(param)
-                state = seen.optimizer.state.get(param, {})
-                others = {k: v for k, v in state.items() if isinstance(v, Tensor)}
-                if not _is_dense(x):
+                x, state = local(param), seen.optimizer.state.get(param, {})
+                if x.layout is not torch.strided or x.device.type != "cpu":
+                    continue
+                mend = "ln.canonicalize_(model, optimizer, undeclared='dense')"
+                if not is_dense(x):
                     found = f"shape {tuple(x.shape)}, strides {tuple(x.stride())}"
-                elif odd := [k for k, v in others.items() if _ordered_otherwise(local(v), x)]:
-                    found = (
-                        f"strides {tuple(x.stride())}; {odd[0]} {tuple(others[odd[0]].stride())}"
+                    mend = (
+                        f"model.get_parameter({entry.name!r}).data = "
+                        f"model.get_parameter({entry.name!r}).data.contiguous()"
                     )
+                elif state and (odd := _laid_out_otherwise(state, x)):
+                    found = f"strides {tuple(x.stride())}; {odd}"
                 else:
                     continue
                 yield Finding(
@@ -66,21 +72,14 @@ def strided_under_fused(evidence: Evidence) -> Iterator[Finding]:
                     where=list(entry.names),
                     found=found,
                     wanted="a contiguous parameter with state of the same strides",
-                    mend=f"model.get_parameter({entry.name!r}).data = "
-                    f"model.get_parameter({entry.name!r}).data.contiguous()"
-                    if not _is_dense(x)
-                    else "",
+                    mend=mend,
                 )
 
 
-def _is_dense(x: Tensor) -> bool:
-    """Whether the elements fill one block without gaps, in any order of dimensions."""
-    spread = sum((size - 1) * stride for size, stride in zip(x.shape, x.stride(), strict=True))
-    return x.numel() == 0 or spread + 1 == x.numel()
-
-
-def _ordered_otherwise(state: Tensor, x: Tensor) -> bool:
-    if state.shape != x.shape:
-        return False
-    pairs = zip(x.shape, state.stride(), x.stride(), strict=True)
-    return any(size > 1 and a != b for size, a, b in pairs)
+def _laid_out_otherwise(state: Mapping[str, Any], x: Tensor) -> str:
+    """The first state of the parameter's shape that lies in another order, and its strides."""
+    for key, value in state.items():
+        part = local(value) if isinstance(value, Tensor) else None
+        if part is not None and part.shape == x.shape and has_other_order(part, x):
+            return f"{key} {tuple(part.stride())}"
+    return ""
