@@ -84,7 +84,7 @@ def test_a_sink_that_fails_ends_the_watch_with_one_warning(tmp_path, at, error):
     assert_equal(found)
 
 
-STAGES = ("begin", "complete", "consumption", "Packed", "entries", "pre_hooks_after")
+STAGES = ("begin", "complete", "consumption", "Packed", "_walk", "pre_hooks_after")
 
 
 @pytest.mark.parametrize("name", STAGES)

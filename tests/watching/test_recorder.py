@@ -1,4 +1,5 @@
 import math
+import time
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch._dynamo.utils import counters
 import learnables as ln
 from learnables.errors import LearnablesError, LearnablesWarning
 from learnables.watching import AlarmRaised
+from learnables.watching.sinks import Sink
 
 
 def quadratic(model: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 1) -> None:
@@ -308,3 +310,24 @@ def test_only_rank_0_writes_and_every_rank_counts(tmp_path, monkeypatch):
         watcher.log_scalars(1, {"loss": 1.0})
     assert watcher.step == 3
     assert not list(tmp_path.iterdir())
+
+
+def test_numbers_that_the_loop_records_are_watching_too(tmp_path):
+    model, optimizer = make()
+    with ln.watch(model, optimizer, every=100, to=tmp_path, sinks=[Slow()]) as watcher:
+        for _ in range(5):
+            quadratic(model, optimizer)
+            before = watcher.governor.spent, watcher.governor.elapsed
+            watcher.log_scalars(watcher.step, {"loss": 1.0})
+            watcher.log_document("note", "x")
+            assert watcher.governor.spent - before[0] >= 0.02
+        quadratic(model, optimizer)
+        assert watcher.governor.elapsed - before[1] < 0.02
+
+
+class Slow(Sink):
+    def observation(self, observation):
+        pass
+
+    def scalars(self, step, values):
+        time.sleep(0.02)

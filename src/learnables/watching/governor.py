@@ -59,6 +59,10 @@ class Governor:
         self.spent += seconds
         self._checks.append(seconds)
 
+    def wrote(self, seconds: float) -> None:
+        """Writing down numbers that were given took ``seconds``."""
+        self.spent += seconds
+
     def due(self, step: int) -> bool:
         """Whether to look at this step."""
         if step % self.every and self._looks:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from learnables.errors import LearnablesError
+from learnables.stats import by_kernel
 
 
 @dataclass(frozen=True)
@@ -83,6 +84,21 @@ def learning_rates(optimizer: Optimizer) -> dict[Tensor, float]:
 
 
 _SMALL = 1 << 19  # elements: below, copying them together is cheaper than an operation for each
+
+
+def squares_and_faults(tensors: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
+    """Sum of squares of all elements, float64, 0-dim, and which tensors hold a non-finite one.
+
+    Where there is one the sum is not finite.
+    """
+    seen = by_kernel(tensors, histogram=False) if tensors else None
+    if seen is not None:
+        square, faults = seen.sum_of_squares.sum(), seen.nonfinite.nonzero().flatten().tolist()
+        return (square + torch.inf if faults else square), faults
+    square = sum_of_squares(tensors)
+    if square.isfinite():
+        return square, []
+    return square, (~norms(tensors).isfinite()).nonzero().flatten().tolist()
 
 
 def sum_of_squares(tensors: Sequence[Tensor]) -> Tensor:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 import sys
 import time
@@ -182,6 +183,7 @@ class Watcher:
         self._looking_at: int | None = None
         self._pending: _Pending | None = None
         self._resumed_at: float | None = None  # when training went on after our last work
+        self._trained = 0.0  # seconds that it took up to then, since the last step
         self._skips = 0  # steps that a scaler did not call
         self._logged_since = 0  # numbers since the last step
         self._handles: dict[int, Any] = {}
@@ -192,6 +194,7 @@ class Watcher:
         self._store: Store | None = None
         self._rows: list[int] = []  # the entries' rows in the database
         self._entries: list[Entry] = []
+        self._walked: object = None  # names and identities as of the last walk
         self._described: list[Entry] = []  # the entries that the database knows
         self._shared = any(is_dtensor(p) for p in model.parameters())
         self._wanted = dataclasses.replace(wanted, shared=self._shared)
@@ -237,7 +240,7 @@ class Watcher:
 
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
         """Record numbers by name: a loss, an accuracy."""
-        with self._failing_open():
+        with self._charged(), self._failing_open():
             plain = {name: float(value) for name, value in values.items()}
             self._logged_since += 1
             if self._logged_since > 30 and step > self.step + 30 and self._handles:
@@ -292,7 +295,8 @@ class Watcher:
         self._remove_after(optimizer)
         begun = time.perf_counter()
         if self._resumed_at is not None:
-            self.governor.stepped(begun - self._resumed_at)
+            self.governor.stepped(self._trained + begun - self._resumed_at)
+        self._trained = 0.0
         changed: _Step | None = None
         looks = False
         with self._failing_open(), torch.no_grad():
@@ -372,6 +376,8 @@ class Watcher:
         self, optimizer: Optimizer, held: "_Held", step: int, part: Part | None, spent: float
     ) -> None:
         begun = time.perf_counter()
+        if self._resumed_at is not None:
+            self._trained += begun - self._resumed_at
         with self._failing_open(), torch.no_grad():
             if not self._handles:
                 return
@@ -514,6 +520,16 @@ class Watcher:
                 self._on_alarm(alarm)
 
     @contextlib.contextmanager
+    def _charged(self) -> Iterator[None]:
+        """What the caller's own records cost is watching, and no training."""
+        begun = time.perf_counter()
+        yield
+        cost = time.perf_counter() - begun
+        self.governor.wrote(cost)
+        if self._resumed_at is not None:
+            self._resumed_at += cost
+
+    @contextlib.contextmanager
     def _failing_open(self) -> Iterator[None]:
         try:
             yield
@@ -549,7 +565,7 @@ class Watcher:
 
     def _log_artifact(self, step: int, name: str, kind: str, make: Callable[[], bytes]) -> None:
         data = make()  # a wrong argument is the caller's mistake, and he should hear of it
-        with self._failing_open():
+        with self._charged(), self._failing_open():
             if self._store and self.failed is None:
                 self._store.add_artifact(step, name, kind, data)
 
@@ -571,7 +587,11 @@ class Watcher:
     # --- who is watched ---------------------------------------------------------------------------
 
     def _find(self) -> None:
-        """Walk the model and the optimizers again: parameters may have come or gone."""
+        """Walk the model and the optimizers again, if parameters have come or gone."""
+        walked = _walk(self._model, self._optimizers)
+        if walked == self._walked:
+            return
+        self._walked = walked
         holds = {
             id(o): {p for group in o.param_groups for p in group["params"]}
             for o in self._optimizers
@@ -579,10 +599,6 @@ class Watcher:
         held = set().union(*holds.values())
         every = [e for e in entries(self._model) if e.trainable or e.param in held]
         found = [Entry(e.param, e.places, i) for i, e in enumerate(pick(every, self._selector))]
-        if [e.names for e in found] == [e.names for e in self._entries] and all(
-            new.param is old.param for new, old in zip(found, self._entries, strict=True)
-        ):
-            return
         self._entries, before = found, self._entries
         holder = {name: e for e in found for name in e.names}
         for old in before:
@@ -602,6 +618,30 @@ class Watcher:
             groups = {p: g for o in self._optimizers for g in o.param_groups for p in g["params"]}
             facts = [_facts(entry, groups.get(entry.param)) for entry in self._entries]
             self._rows = self._store.add_parameters(facts)
+
+
+def _walk(model: nn.Module, optimizers: Iterable[Optimizer]) -> list[object]:
+    """Who is where, by identity: equal as long as no parameter comes, goes or is renamed."""
+    named = model.named_parameters(remove_duplicate=False)
+    groups = itertools.chain.from_iterable(o.param_groups for o in optimizers)
+    return [
+        *((name, _Same(p), p.requires_grad) for name, p in named),
+        *(_Same(p) for group in groups for p in group["params"]),
+    ]
+
+
+class _Same:
+    """Compares what it holds by identity; held, so that nothing new gets the same identity."""
+
+    __slots__ = ("held",)
+
+    def __init__(self, held: object) -> None:
+        self.held = held
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.held is self.held
+
+    __hash__ = object.__hash__
 
 
 class _Held:

@@ -7,7 +7,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from learnables.watching.gradient import Consumption, norms, sum_of_squares
+from learnables.watching.gradient import Consumption, norms, squares_and_faults
 
 _NEVER = float("inf")
 
@@ -73,12 +73,13 @@ class Sentinel:
             self._skips += skipped.reshape(())
         scale = None if how.scale is None else how.scale.to(self.device)
         if self.immediate:
-            square = sum_of_squares(there)
+            square, faults = squares_and_faults(there)
             self._keep(step, square if scale is None else square / scale.double().square())
-            if not sum_of_squares(weights).isfinite():
-                return self._see("weight", step, indices, weights)
-            if not square.isfinite() and not (skipped is not None and bool(skipped)):
-                return self._see("gradient", step, at, there)
+            _, bad = squares_and_faults(weights)
+            if bad:
+                return self._seen("weight", step, indices, bad)
+            if faults and not (skipped is not None and bool(skipped)):
+                return self._seen("gradient", step, at, faults)
             return None
         found = norms(there).to(self.device)
         found = found if scale is None else found / scale
@@ -92,8 +93,9 @@ class Sentinel:
     ) -> Sighting | None:
         """Look at the weights after the step."""
         if self.immediate:
-            if not sum_of_squares(weights).isfinite():
-                return self._see("update", step, indices, weights)
+            _, bad = squares_and_faults(weights)
+            if bad:
+                return self._seen("update", step, indices, bad)
             self._sound = step
             return None
         self._mark(2, step, list(indices), norms(weights).to(self.device), None)
@@ -132,12 +134,8 @@ class Sentinel:
         first = self._first[row, where]
         self._first[row, where] = torch.where(bad & first.isinf(), float(step), first)
 
-    def _see(
-        self, quantity: str, step: int, at: Sequence[int], tensors: Sequence[Tensor]
-    ) -> Sighting | None:
-        bad = (~norms(tensors).isfinite()).nonzero().flatten().tolist()
-        found = tuple(at[i] for i in bad)
-        return Sighting(quantity, step, found, sound=self._sound) if found else None
+    def _seen(self, quantity: str, step: int, at: Sequence[int], bad: Sequence[int]) -> Sighting:
+        return Sighting(quantity, step, tuple(at[i] for i in bad), sound=self._sound)
 
 
 def sightings(first: Sequence[Sequence[float]], world: int, base: int) -> list[Sighting]:
