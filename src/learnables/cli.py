@@ -1,9 +1,12 @@
 """The command line. Each command imports what it needs inside, so that ``--help`` is quick."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    import torch
 
 app = typer.Typer(
     name="learnables",
@@ -397,16 +400,10 @@ def bench_sparse(
     Raises:
         BadParameter: There is no such floating dtype, or the block does not fit.
     """
-    import torch
-
     from learnables.errors import LayoutError
     from learnables.nn.comparison import compare
 
-    kind = getattr(torch, dtype, None)
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise typer.BadParameter(f"{dtype} is no floating dtype of torch", param_hint="--dtype")
-    if threads is not None:
-        torch.set_num_threads(threads)
+    kind = _set_up(dtype, threads)
     try:
         found = compare(
             in_features,
@@ -420,6 +417,59 @@ def bench_sparse(
     except LayoutError as error:
         raise typer.BadParameter(str(error), param_hint="--block") from error
     typer.echo(str(found))
+
+
+@bench.command("layout")
+def bench_layout(
+    in_features: Annotated[int, typer.Option("--in", min=1, help="Features or channels.")] = 1024,
+    out_features: Annotated[int, typer.Option("--out", min=1, help="Features or channels.")] = 1024,
+    batch: Annotated[int, typer.Option(min=1, help="Samples.")] = 512,
+    kernel: Annotated[
+        int | None, typer.Option(min=1, help="Side of a convolution's kernel; else a matrix.")
+    ] = None,
+    side: Annotated[int, typer.Option(min=1, help="Of the images, with --kernel.")] = 32,
+    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
+    device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch; all when left out.")] = None,
+    seconds: Annotated[float, typer.Option(help="For each number of the table.")] = 1.0,
+) -> None:
+    """Whether the memory layout of a weight matters here, beside how much the measuring wavers.
+
+    Raises:
+        BadParameter: There is no such floating dtype, or the kernel is larger than the images.
+    """
+    from learnables.runtime.layout_comparison import compare_layouts
+
+    kind = _set_up(dtype, threads)
+    if kernel is not None and kernel > side:
+        raise typer.BadParameter(f"images of {side} x {side} are smaller", param_hint="--kernel")
+    found = compare_layouts(
+        in_features,
+        out_features,
+        batch,
+        kernel=kernel,
+        side=side,
+        dtype=kind,
+        device=device,
+        seconds=seconds,
+    )
+    typer.echo(str(found))
+
+
+def _set_up(dtype: str, threads: int | None) -> "torch.dtype":
+    """The dtype of that name, after the number of threads is set.
+
+    Raises:
+        BadParameter: There is no such floating dtype.
+    """
+    import torch
+
+    kind = getattr(torch, dtype, None)
+    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
+        raise typer.BadParameter(f"{dtype} is no floating dtype of torch", param_hint="--dtype")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    return kind
 
 
 @bench.command("ranks")

@@ -140,7 +140,7 @@ def compare(
     rows, baselines = [], []
     for name, layer in layers.items():
         inputs = (x, condition) if isinstance(layer, DynamicLinear) else (x,)
-        pairs = _paired(_pass(dense, (x,), g), _pass(layer, inputs, g), x.device, seconds)
+        pairs = paired(_pass(dense, (x,), g), _pass(layer, inputs, g), x.device, seconds)
         baselines += [base for base, _ in pairs]
         values = sum(p.numel() for p in layer.parameters()) / whole
         rows.append(
@@ -169,14 +169,17 @@ def _pass(layer: nn.Module, inputs: tuple[Tensor, ...], g: Tensor) -> Callable[[
     return run
 
 
-def _paired(
-    base: Callable[[], None], own: Callable[[], None], device: torch.device, seconds: float
+def paired(
+    base: Callable[[], object], own: Callable[[], object], device: torch.device, seconds: float
 ) -> list[tuple[float, float]]:
-    """Seconds of both, in turns: three pairs at least, then until the time is up."""
+    """Seconds of both, in turns: three pairs at least, then until the time is up.
+
+    Who goes first changes from pair to pair, since the first one warms what the second uses.
+    """
     single = device.type == "cpu" and torch.get_num_threads() == 1
     clock = time.process_time if single else time.perf_counter
 
-    def timed(task: Callable[[], None]) -> float:
+    def timed(task: Callable[[], object]) -> float:
         start = clock()
         task()
         if device.type == "cuda":
@@ -187,5 +190,9 @@ def _paired(
     pairs: list[tuple[float, float]] = []
     end = time.perf_counter() + seconds
     while len(pairs) < 3 or (time.perf_counter() < end and len(pairs) < 200):
-        pairs.append((timed(base), timed(own)))
+        if len(pairs) % 2:
+            second = timed(own)
+            pairs.append((timed(base), second))
+        else:
+            pairs.append((timed(base), timed(own)))
     return pairs
