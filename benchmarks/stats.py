@@ -12,16 +12,14 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
-from environment import Timing, paired, save
+from environment import Timing, paired, publish, save
 from torch import Tensor
 
 from learnables.stats import FORCE, backend, magnitudes, statistics
 
-BEGIN, END = "<!-- table of benchmarks/stats.py -->", "<!-- end of table -->"
 TARGETS = {  # issue's wording, in reads of the memory; for ViT-B
     "native, with histogram": 4.0,
     "native, without histogram": 1.4,
@@ -59,12 +57,13 @@ def wandb_recipe(tensors: list[Tensor]) -> None:
         torch.linspace(low, high, steps=65).tolist()
 
 
-def tensorboard(tensors: list[Tensor]) -> Callable[[], object]:
+def tensorboard() -> Callable[[list[Tensor]], object]:
+    """What the article ends with: ``add_histogram`` of each tensor."""
     from torch.utils.tensorboard import SummaryWriter
 
     writer = SummaryWriter(tempfile.mkdtemp())
 
-    def add_all() -> None:
+    def add_all(tensors: list[Tensor]) -> None:
         for i, x in enumerate(tensors):
             writer.add_histogram(str(i), x, 0)
 
@@ -76,6 +75,7 @@ def measure(name: str, dim: int, rounds: int) -> dict[str, Any]:
     shapes = vit_shapes(dim)
     tensors = [torch.randn(s) * 0.02 for s in shapes] + [torch.randn(s) * 1e-3 for s in shapes]
     flat = torch.cat([x.reshape(-1) for x in tensors])
+    add_histograms = tensorboard()
     tasks: dict[str, Callable[[], object]] = {
         "native, with histogram": forced("native", lambda: statistics(tensors)),
         "native, without histogram": forced("native", lambda: statistics(tensors, histogram=False)),
@@ -88,7 +88,7 @@ def measure(name: str, dim: int, rounds: int) -> dict[str, Any]:
             (x.norm(), torch.aminmax(x), x.mean(), x.std()) for x in tensors
         ],
         "peer: wandb.watch recipe": lambda: wandb_recipe(tensors),
-        "peer: TensorBoard add_histogram": tensorboard(tensors),
+        "peer: TensorBoard add_histogram": lambda: add_histograms(tensors),
     }
     if backend(tensors[0]).name != "native":
         print(f"no native kernel: {backend(tensors[0]).why}")
@@ -127,17 +127,13 @@ def show(name: str, tensors: list[Tensor], timings: dict[str, Timing]) -> None:
         )
 
 
-def publish(rows: list[dict[str, Any]]) -> None:
-    """Put the table between the two markers of each page."""
+def table(rows: list[dict[str, Any]]) -> list[str]:
     head = [row["model"] for row in rows]
     lines = [f"| | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
     for label in rows[0]["timings"]:
         cells = (row["timings"][label] for row in rows)
         lines.append(f"| {label} | {' | '.join(f'{t.ratio:.1f}' for t in cells)} |")
-    for page in Path(__file__).parents[1].glob("docs/*/statistics.md"):
-        before, _, rest = page.read_text("utf-8").partition(BEGIN)
-        _, _, after = rest.partition(END)
-        page.write_text(before + "\n".join([BEGIN, *lines, END]) + after, "utf-8")
+    return lines
 
 
 def main() -> None:
@@ -145,7 +141,7 @@ def main() -> None:
     models = {"ViT-Tiny": 192} if "--quick" in sys.argv else {"ViT-Tiny": 192, "ViT-B": 768}
     rows = [measure(name, dim, rounds=21) for name, dim in models.items()]
     if "--quick" not in sys.argv:
-        publish(rows)
+        publish("statistics", "benchmarks/stats.py", dict.fromkeys(("en", "zh"), table(rows)))
         save("stats", rows, backend=backend()._asdict(), wanted_for_vit_b=TARGETS)
 
 

@@ -122,7 +122,7 @@ def train(
         watcher.log_document("config", _description(config), step=done)
         watcher.log_document("audit", report.to_json(), step=done)
         with display:
-            step, measured, seconds = _loop(job, done, folder, watcher, display, interrupt)
+            step, measured, seconds = loop(job, done, folder, watcher, display, interrupt)
 
         finished = step == job.steps
         accuracy = measured.accuracy if measured else math.nan
@@ -139,7 +139,7 @@ def train(
         return result
 
 
-def _loop(
+def loop(
     job: "Job",
     done: int,
     folder: Path,
