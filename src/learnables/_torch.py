@@ -106,7 +106,13 @@ def add_to_all_(xs: Sequence[Tensor], number: float) -> None:
 def keep_gradient_in(param: Tensor, dtype: torch.dtype) -> None:
     """Let autograd accumulate the gradient of ``param`` in another dtype than its own."""
     if not is_dtensor(param) and param.is_leaf and param.grad is None:
-        param.grad_dtype = dtype  # type: ignore[attr-defined]
+        param.grad_dtype = dtype
+
+
+def gradient_dtype(param: Tensor) -> torch.dtype:
+    """The dtype in which autograd accumulates the gradient of ``param``."""
+    dtype = None if is_dtensor(param) else getattr(param, "grad_dtype", None)
+    return dtype or param.dtype
 
 
 def sharded_as(part: Tensor, like: Tensor) -> Tensor:
@@ -213,7 +219,12 @@ def whole_of(part: Tensor, like: Tensor) -> Tensor:
 
 
 def distribute_like(value: Tensor, like: Tensor) -> Tensor:
-    """``value``, which every rank holds whole, with the device and the sharding of a DTensor."""
+    """``value``, which every rank holds whole, with the device and the sharding of a DTensor.
+
+    What is cut already is as it is to be: the parts of a sharded checkpoint.
+    """
+    if is_dtensor(value):
+        return value
     from torch.distributed.tensor import distribute_tensor
 
     sharded: Tensor = distribute_tensor(
@@ -482,6 +493,14 @@ def chain_to_leaf(x: Tensor) -> tuple[Tensor, list[str]] | None:
         if node.name() == "torch::autograd::AccumulateGrad":
             return node.variable, calls  # type: ignore[attr-defined]
     return None
+
+
+def in_backward() -> bool:
+    """Whether autograd runs backward in this thread, where checkpointing computes forwards again.
+
+    Compiled code never asks: what is checkpointed in it is traced as part of its forward.
+    """
+    return not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1
 
 
 def identity_of_graph(x: Tensor) -> int:

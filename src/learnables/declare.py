@@ -1,12 +1,19 @@
 """Declare what a parameter is, in the line that makes it: ``parameter`` and ``annotate``."""
 
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
-from learnables._torch import is_dtensor, is_uninitialised, on_parameter_registration
+from learnables._torch import (
+    gradient_dtype,
+    is_dtensor,
+    is_uninitialised,
+    keep_gradient_in,
+    on_parameter_registration,
+)
 from learnables.conversion import after_conversion
 from learnables.entries import Entry, entries
 from learnables.errors import PolicyError, ShapeError
@@ -27,10 +34,12 @@ from learnables.select import Selector, select
 from learnables.strides import fits, laid_out, lay_out_, wanted_strides
 
 WeightDecay: TypeAlias = bool | float | Literal["init"]
+ComputeDtype: TypeAlias = torch.dtype | Literal["autocast"]
 Resize: TypeAlias = Callable[[Tensor, torch.Size], Tensor]
 
 _PENDING = "_learnables_note"  # on a Parameter between its making and its registration
 _HOOKED = "_learnables_hooked"  # on an owner: which of our hooks are in place
+_IN_USE = "_learnables_in_use"  # on an owner: how many forwards are running
 _hooked = False
 
 
@@ -43,7 +52,8 @@ def parameter(
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
     requires_grad: bool = True,
-    compute_dtype: torch.dtype | None = None,
+    compute_dtype: ComputeDtype | None = None,
+    rounding: Literal["kahan", "stochastic", "master"] | None = None,
     memory_format: torch.memory_format | None = None,
     constraint: object | None = None,
     resize: Resize | None = None,
@@ -71,6 +81,10 @@ def parameter(
         requires_grad: False makes a constant that is saved but never trained.
         compute_dtype: Dtype it is used in: while its owner's ``forward`` runs, the attribute is the
             Parameter cast to it, also under autocast. The stored Parameter keeps ``dtype``.
+            ``"autocast"`` is the dtype of the autocast region that the forward runs in, and
+            ``dtype`` outside of one: a token or a scale then promotes nothing.
+        rounding: How steps are rounded where ``dtype`` has 16 or 8 bits; see `ln.attach`, which
+            does it. It needs nothing where the parameter is stored in float32.
         memory_format: Layout, e.g. ``torch.channels_last`` of a 4-D parameter; kept through
             ``.to(memory_format=…)``, ``load_state_dict(assign=True)``, copies and checkpoints.
             Row-major, and not kept against anybody's will, when None.
@@ -104,6 +118,7 @@ def parameter(
         "weight_decay": weight_decay,
         "lr_scale": lr_scale,
         "compute_dtype": compute_dtype,
+        "rounding": rounding,
         "memory_format": memory_format,
         "constraint": constraint,
         "resize": resize,
@@ -117,6 +132,8 @@ def parameter(
         _check_layout(value, memory_format, "")
     value = laid_out(value, memory_format or torch.contiguous_format)
     param = nn.Parameter(value, requires_grad=requires_grad)
+    if param.dtype.itemsize == 1 and requires_grad:  # eight bits hold no gradient
+        keep_gradient_in(param, torch.float32)
     initial = value.clone() if weight_decay == "init" else None
     note = Note(declared=Statement(fields, caller(), "ln.parameter"), initial=initial)
     _install_hook()
@@ -131,8 +148,8 @@ def annotate(model: nn.Module, selector: Selector, **policy: Any) -> tuple[Entry
         model: The model, bare or wrapped.
         selector: What to pick: a glob, a pattern, a module class, a Parameter, a function.
         policy: Any of the policy keywords of `ln.parameter`: ``weight_decay``, ``lr_scale``,
-            ``compute_dtype``, ``memory_format``, ``constraint``, ``resize``, ``init``, ``role``,
-            ``tags``.
+            ``compute_dtype``, ``rounding``, ``memory_format``, ``constraint``, ``resize``,
+            ``init``, ``role``, ``tags``.
 
     Returns:
         The entries it now applies to.
@@ -228,8 +245,12 @@ def _wrong(name: str, value: Any) -> str:
         ),
         "lr_scale": (number and 0 <= value < float("inf"), "a finite number ≥ 0"),
         "compute_dtype": (
-            isinstance(value, torch.dtype) and value.is_floating_point,
-            "a floating dtype, e.g. torch.float32",
+            (isinstance(value, torch.dtype) and value.is_floating_point) or value == "autocast",
+            'a floating dtype, e.g. torch.float32, or "autocast"',
+        ),
+        "rounding": (
+            value in ("kahan", "stochastic", "master"),
+            "'kahan', 'stochastic' or 'master'",
         ),
         "memory_format": (
             isinstance(value, torch.memory_format) and value is not torch.preserve_format,
@@ -279,19 +300,67 @@ def _equip(owner: nn.Module) -> None:
         after_conversion(owner, _lay_out_declared)
 
 
+_uses = threading.Lock()
+
+
 def _cast_for_use(owner: nn.Module, _: object) -> None:
     """For the time of the forward, let the attribute be the Parameter in the dtype it is used in.
 
     An instance attribute shadows the registered Parameter, which stays where it is: names, state
     dict and optimizer do not notice, and the gradient arrives through the cast.
     """
+    compiling = torch.compiler.is_compiling()
+    if not compiling:
+        with _uses:  # other threads and outer calls of the same module may be using it too
+            owner.__dict__[_IN_USE] = owner.__dict__.get(_IN_USE, 0) + 1
     for local_name, param in owner.named_parameters(recurse=False, remove_duplicate=False):
         dtype = note_of(owner, local_name).get("compute_dtype")
-        if dtype is not None and dtype != param.dtype:
-            object.__setattr__(owner, local_name, param.to(dtype))
+        if dtype is not None:
+            used = _used_in(param, dtype)
+            if used != param.dtype:
+                object.__setattr__(owner, local_name, _cast(param, used, compiling))
+
+
+def _used_in(param: Tensor, dtype: ComputeDtype) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    kind = param.device.type
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else param.dtype
+
+
+def _cast(param: Tensor, dtype: torch.dtype, compiling: bool) -> Tensor:
+    if compiling or torch.is_grad_enabled():
+        return _to(param, dtype, compiling)
+    # A thread that trains may find it here while this one does not: it needs the graph.
+    with torch.inference_mode(False), torch.enable_grad():
+        return _to(param, dtype, compiling)
+
+
+def _to(param: Tensor, dtype: torch.dtype, compiling: bool) -> Tensor:
+    if param.dtype.itemsize > 1 and (compiling or gradient_dtype(param) == param.dtype):
+        return param.to(dtype)
+    value: Tensor = _CastOneWay.apply(param, dtype)  # type: ignore[no-untyped-call]
+    return value
+
+
+class _CastOneWay(torch.autograd.Function):
+    """Cast the value; its gradient comes back as it is, not squeezed into what it is stored in."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
 
 
 def _end_of_use(owner: nn.Module, *_: object) -> None:
+    if not torch.compiler.is_compiling():
+        with _uses:
+            owner.__dict__[_IN_USE] = left = max(owner.__dict__.get(_IN_USE, 1) - 1, 0)
+        if left:
+            return
     for local_name, note in notes_of(owner).items():
         if note.get("compute_dtype") is not None:
             owner.__dict__.pop(local_name, None)

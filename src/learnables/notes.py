@@ -20,6 +20,7 @@ FIELDS = (
     "weight_decay",
     "lr_scale",
     "compute_dtype",
+    "rounding",
     "memory_format",
     "constraint",
     "resize",

@@ -8,20 +8,34 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables._torch import from_rank_0, pull_together_
+from learnables._torch import (
+    from_rank_0,
+    make_first_post_hook,
+    make_last_pre_hook,
+    pull_together_,
+)
 from learnables.errors import PolicyError
 from learnables.policy.resolve import Plan, resolve
+from learnables.policy.rounding import MODES, ROUNDED, Mode, Rounded, Rounding
 from learnables.sets.apply import Enforcement, enforce
 
 _attached: "WeakKeyDictionary[Optimizer, Attachment]" = WeakKeyDictionary()
 
 
-def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> "Attachment":
+def attach(
+    model: nn.Module,
+    optimizer: Optimizer | Sequence[Optimizer],
+    *,
+    rounding: Mode | None = None,
+    state_dtype: torch.dtype = torch.bfloat16,
+) -> "Attachment":
     """Carry out, from now on, everything declared that groups cannot: call it once.
 
     * ``weight_decay="init"``: before each step θ ← θ − lr · λ · (θ − θ₀), decoupled as in AdamW,
       with the group's current learning rate and λ = ``decay_toward_init`` of the group.
     * ``constraint=``: the value is projected now, and after each step in one batched call.
+    * ``rounding=``, of parameters stored in 16 or 8 bits: for the time of the step the optimizer
+      is given float32 copies, which are rounded back so that no update is lost.
 
     Under DDP and FSDP2 every rank calls it: the initial values are those of rank 0.
 
@@ -30,14 +44,23 @@ def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> "Att
 
     Args:
         model: The model.
-        optimizer: The optimizer, or all of them.
+        optimizer: The optimizer, or all of them; any subclass of ``torch.optim.Optimizer``.
+        rounding: For all parameters in bfloat16, float16 or float8 for which nothing else is
+            declared. ``"kahan"`` carries what the rounding cuts off to the next step, 2 bytes per
+            parameter; in bfloat16 it is the lower half of a float32, so nothing is lost at all.
+            ``"stochastic"`` rounds up or down so that the mean is right, 0 bytes. ``"master"``
+            keeps a float32 copy, 4 bytes.
+        state_dtype: What the optimizer's state of a rounded parameter's shape is kept in between
+            steps: ``torch.bfloat16``, rounded stochastically so that averages do not stall, or
+            ``torch.float32``.
 
     Returns:
         A handle; ``handle.remove()`` ends it. Attaching an optimizer again replaces the old handle.
 
     Raises:
         PolicyError: A parameter that needs it is in none of the optimizers, or its initial value
-            is not known (built on the meta device from random values).
+            is not known (built on the meta device from random values); ``rounding`` or
+            ``state_dtype`` is none of those above.
         ConstraintError: A constrained parameter is in none of the optimizers, or its set does not
             fit it.
 
@@ -58,13 +81,16 @@ def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> "Att
 
     Cost:
         Decay: three multi-tensor operations per group with such parameters. Constraints: see
-        `ln.constrain`. Nothing where there are none.
+        `ln.constrain`. Rounding: see ``docs/en/precision.md``; float32 copies of value, gradient
+        and state live while the step runs. Nothing where there are none.
 
     Source:
         Decoupled decay: Loshchilov and Hutter, *Decoupled weight decay regularization*,
         arXiv:1711.05101. Toward the initial value: Xuhong et al., *Explicit inductive bias for
-        transfer learning* (L2-SP), arXiv:1802.01483.
+        transfer learning* (L2-SP), arXiv:1802.01483. Rounding: Zamirai et al., *Revisiting BFloat16
+        training*, arXiv:2010.06192.
     """
+    _check_rounding(rounding, state_dtype)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     plans = [plan for plan in resolve(model) if plan.entry.trainable]
     pulls = {opt: _pulls(plans, opt) for opt in optimizers}
@@ -72,7 +98,13 @@ def attach(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> "Att
     for opt in optimizers:
         if opt in _attached:
             _attached[opt].remove()
-    handle = Attachment(pulls, enforce(model, optimizers))
+    roundings = {
+        opt: Rounding(opt, some, state_dtype)
+        for opt in optimizers
+        if (some := _rounded(plans, opt, rounding))
+    }
+    options = {"rounding": rounding, "state_dtype": state_dtype}
+    handle = Attachment(pulls, enforce(model, optimizers), roundings, options)
     for opt in optimizers:
         _attached[opt] = handle
     return handle
@@ -90,7 +122,7 @@ class _Pull:
         self.group, self.params, self.to = group, params, to
 
     @torch.no_grad()
-    def __call__(self, optimizer: Optimizer) -> None:
+    def __call__(self, optimizer: Optimizer, rounding: Rounding | None) -> None:
         rate = self.group["lr"] * self.group["decay_toward_init"]
         found_inf = getattr(optimizer, "found_inf", None)
         if isinstance(found_inf, Tensor):  # a fused optimizer is about to skip where it is 1
@@ -99,32 +131,82 @@ class _Pull:
         live = [(p, t) for p, t in zip(self.params, self.to, strict=True) if p.grad is not None]
         if not live:
             return
-        pull_together_([p for p, _ in live], [t for _, t in live], rate)
+        if rounding is None:
+            pull_together_([p for p, _ in live], [t for _, t in live], rate)
+        else:
+            copies = [rounding.working(p) for p, _ in live]
+            to = [t.to(x.dtype) for x, (_, t) in zip(copies, live, strict=True)]
+            pull_together_(copies, to, rate)
 
 
 @final
 class Attachment:
     """The hooks of one `ln.attach`; also a context manager that removes them at its end."""
 
-    def __init__(self, pulls: dict[Optimizer, list[_Pull]], constraints: Enforcement) -> None:
-        self._pulls, self._constraints = pulls, constraints
-        self._hooks = [opt.register_step_pre_hook(self._before_step) for opt in pulls]
+    def __init__(
+        self,
+        pulls: dict[Optimizer, list[_Pull]],
+        constraints: Enforcement,
+        roundings: dict[Optimizer, Rounding],
+        options: dict[str, Any],
+    ) -> None:
+        self._pulls, self._constraints, self._roundings = pulls, constraints, roundings
+        self.options = options
+        """What `ln.attach` was told; to do it again."""
+        self._befores = {opt: opt.register_step_pre_hook(self._before_step) for opt in pulls}
+        self._hooks = list(self._befores.values())
+        for opt in roundings:
+            after = opt.register_step_post_hook(self._after_step)
+            make_first_post_hook(opt, after)  # others are to see the parameters, not their copies
+            self._hooks.append(after)
 
     @property
     def attached(self) -> frozenset[int]:
         """The ids of the parameters that it takes care of."""
         pulled = {id(p) for pulls in self._pulls.values() for pull in pulls for p in pull.params}
-        return self._constraints.attached | pulled
+        rounded = {key for rounding in self._roundings.values() for key in rounding.rounded}
+        return self._constraints.attached | pulled | rounded
 
-    def _before_step(self, optimizer: Optimizer, *_: object) -> None:
+    @property
+    def rounded(self) -> dict[int, Rounded]:
+        """The parameters whose steps are rounded, by identity."""
+        return {
+            k: one for rounding in self._roundings.values() for k, one in rounding.rounded.items()
+        }
+
+    def full_precision(self) -> dict[str, Tensor]:
+        """Name → value in float32 of each rounded parameter, as it is before it is rounded.
+
+        Exact with ``"master"``, and with ``"kahan"`` in bfloat16; what is carried in 8 bits of
+        mantissa more with ``"kahan"`` otherwise; the parameter itself with ``"stochastic"``.
+        """
+        return {
+            one.name: rounding.full(one)
+            for rounding in self._roundings.values()
+            for one in rounding.rounded.values()
+        }
+
+    def _before_step(
+        self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        rounding = self._roundings.get(optimizer)
+        changed = None if rounding is None else rounding.before_step(args, kwargs)
         for pull in self._pulls[optimizer]:
-            pull(optimizer)
+            pull(optimizer, rounding)
+        return changed
+
+    def _after_step(self, optimizer: Optimizer, *_: object) -> None:
+        self._roundings[optimizer].after_step()
+        make_last_pre_hook(optimizer, self._befores[optimizer])
 
     def remove(self) -> None:
         """Take the hooks away again."""
         for hook in self._hooks:
             hook.remove()
+        self._hooks = []
         self._constraints.remove()
+        for rounding in self._roundings.values():
+            rounding.remove()
         for optimizer in self._pulls:
             if _attached.get(optimizer) is self:
                 del _attached[optimizer]
@@ -134,6 +216,32 @@ class Attachment:
 
     def __exit__(self, *_: object) -> None:
         self.remove()
+
+
+def _check_rounding(rounding: object, state_dtype: object) -> None:
+    if rounding is not None and rounding not in MODES:
+        raise PolicyError(
+            "there is no such rounding",
+            found=f"rounding={rounding!r}",
+            wanted=f"one of {', '.join(map(repr, MODES))}, or None",
+        )
+    if state_dtype not in (torch.bfloat16, torch.float32):
+        raise PolicyError(
+            "the state of an optimizer cannot be kept like that",
+            found=f"state_dtype={state_dtype!r}",
+            wanted="torch.bfloat16, whose numbers reach as far as float32's, or torch.float32",
+        )
+
+
+def _rounded(plans: Iterable[Plan], optimizer: Optimizer, rounding: Mode | None) -> list[Rounded]:
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [
+        Rounded(plan.name, plan.entry.param, mode)
+        for plan in plans
+        if id(plan.entry.param) in held
+        and plan.entry.dtype in ROUNDED
+        and (mode := plan["rounding"] or rounding) is not None
+    ]
 
 
 def _pulls(plans: Iterable[Plan], optimizer: Optimizer) -> list[_Pull]:

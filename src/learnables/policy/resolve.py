@@ -18,6 +18,7 @@ Policy: TypeAlias = Mapping[str, Mapping[str, Any]] | Iterable["tuple[Selector, 
 _DEFAULTS = {
     "lr_scale": 1.0,
     "compute_dtype": None,
+    "rounding": None,
     "memory_format": None,
     "constraint": None,
     "resize": None,
