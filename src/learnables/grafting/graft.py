@@ -8,7 +8,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, Literal, TypeAlias, final, get_args
+from typing import Literal, TypeAlias, final, get_args
 
 import torch
 from torch import Tensor, nn
@@ -16,115 +16,15 @@ from torch.utils.hooks import RemovableHandle
 
 from learnables._torch import WRAPPER_PREFIXES, is_dtensor
 from learnables.errors import LearnablesError, SelectionError, ShapeError
-from learnables.grafting.family import anatomy_of
+from learnables.grafting import hooks
+from learnables.grafting.anatomy import Anatomy
+from learnables.grafting.changed import change, unchange
+from learnables.grafting.family import anatomy_of, known_in
 from learnables.nn.prompts import DeepPrompts
+from learnables.nn.relative import AttentionBias, RelativeBias
 
-Where: TypeAlias = Literal["tokens", "input", "output", "parameter"]
+Where: TypeAlias = Literal["tokens", "input", "output", "parameter", "bias"]
 _ATTRIBUTE = "_learnables_grafts"
-
-
-# --- hooks: plain objects, so that a model with them is copied and pickled ------------------------
-
-
-@dataclass
-class _Enter:
-    """Before a module: its first input goes through the component."""
-
-    component: nn.Module
-    name: str
-    layer: int | None = None
-
-    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
-        more = () if self.layer is None else (self.layer,)
-        if args:
-            return (_through(self, args[0], *more), *args[1:]), kwargs
-        for key, value in kwargs.items():
-            if isinstance(value, Tensor):
-                return args, {**kwargs, key: _through(self, value, *more)}
-        raise ShapeError(
-            "the module that is grafted gets no tensor", where=self.name, wanted="one input tensor"
-        )
-
-
-@dataclass
-class _Leave:
-    """After a module: its first output goes through the component."""
-
-    component: nn.Module
-    name: str
-
-    def __call__(self, module: nn.Module, args: Any, out: Any) -> Any:
-        if isinstance(out, tuple):
-            return (_through(self, out[0]), *out[1:])
-        return _through(self, out)
-
-
-@dataclass
-class _Strip:
-    """After the last block: the tokens that were put in are taken out again."""
-
-    first: int
-    count: int
-
-    def __call__(self, module: nn.Module, args: Any, out: Any) -> Any:
-        if isinstance(out, tuple):
-            return (self.without(out[0]), *out[1:])
-        return self.without(out)
-
-    def without(self, x: Tensor) -> Tensor:
-        """(B, N, D) → (B, N - count, D)."""
-        return torch.cat([x[:, : self.first], x[:, self.first + self.count :]], dim=1)
-
-
-@dataclass
-class _Change:
-    """Before the owner of a parameter: for this forward the attribute is the changed value.
-
-    An instance attribute shadows the registered Parameter, which stays where it is: names, state
-    dict and optimizer do not notice.
-    """
-
-    component: nn.Module
-    local_name: str
-
-    def __call__(self, module: nn.Module, args: Any) -> None:
-        value = module.__dict__.get(self.local_name)  # of an earlier graft on the same parameter
-        if value is None:
-            value = module._parameters[self.local_name]
-        object.__setattr__(module, self.local_name, self.component(value))
-
-
-@dataclass
-class _Restore:
-    """After the owner, also where it raised: the attribute is the Parameter again."""
-
-    local_name: str
-
-    def __call__(self, module: nn.Module, args: Any, out: Any) -> None:
-        module.__dict__.pop(self.local_name, None)
-
-
-def _through(hook: "_Enter | _Leave", x: Tensor, *more: int) -> Tensor:
-    tokens = getattr(hook.component, "tokens", None)
-    if isinstance(tokens, Tensor):
-        _check_width(hook.name, tokens, tuple(x.shape), x.shape[-1])
-    out: Tensor = hook.component(x, *more)
-    return out
-
-
-def _check_width(name: str, ours: Tensor, theirs: object, width: int) -> None:
-    if ours.shape[-1] == width:
-        return
-    raise ShapeError(
-        "the component does not fit the width of the model",
-        where=name,
-        found=f"component of shape {tuple(ours.shape)}",
-        wanted=f"the last dimension of {theirs}",
-        mend="build the component with the dim of the model",
-    )
-
-
-# --- graft ---------------------------------------------------------------------------------------
 
 
 @final
@@ -147,7 +47,8 @@ class Graft:
     where: Where
     _handles: list[RemovableHandle] = field(default_factory=list, repr=False)
     _counting: tuple[nn.Module, ...] = field(default=(), repr=False)
-    _count: int = field(default=0, repr=False)
+    _tokens: tuple[int, int] = field(default=(0, 0), repr=False)  # the first place, how many
+    _biases: list[hooks.AddBias] = field(default_factory=list, repr=False)
 
     def remove(self) -> None:
         """Take the component out; the model is bit for bit what it was before.
@@ -155,13 +56,8 @@ class Graft:
         Raises:
             LearnablesError: It was removed already, or a later graft at the same place is still in.
         """
+        self._check_present()
         grafts = grafts_of(self.model)
-        if self not in grafts:
-            raise LearnablesError(
-                "this graft is in the model no more",
-                where=self.name,
-                found=f"grafts: {', '.join(g.name for g in grafts) or 'none'}",
-            )
         later = [g for g in grafts[grafts.index(self) + 1 :] if {*g.at} & {*self.at}]
         if later:
             raise LearnablesError(
@@ -171,20 +67,17 @@ class Graft:
                 wanted="the last one first",
                 mend=f"remove {later[-1].name!r}, then {self.name!r}",
             )
-        for handle in self._handles:
-            handle.remove()
-        for module in self._counting:
-            module.num_prefix_tokens -= self._count  # type: ignore[operator, assignment]
-        grafts.remove(self)
-        if not grafts:
-            del self.model.__dict__[_ATTRIBUTE]
-        delattr(self.model, self.name)
+        self._take_out()
 
     def merge(self) -> None:
         """Write what the component makes of a parameter into that parameter, and take it out.
 
+        Of several grafts on one parameter the first one in is merged first: the others go on
+        mapping what they mapped.
+
         Raises:
-            LearnablesError: The graft changes no parameter, or as `remove` says.
+            LearnablesError: The graft changes no parameter, an earlier one on the same parameter is
+                still in, or the parameter has other names, at which it is not changed.
         """
         if self.where != "parameter":
             raise LearnablesError(
@@ -194,12 +87,56 @@ class Graft:
                 wanted="where='parameter'",
                 mend="handle.remove()",
             )
+        self._check_present()
+        grafts = grafts_of(self.model)
+        earlier = [g for g in grafts[: grafts.index(self)] if {*g.at} & {*self.at}]
+        if earlier:
+            raise LearnablesError(
+                "an earlier graft on the same parameter has to be merged first",
+                where=self.at[0],
+                found=f"{self.name!r} maps what {earlier[0].name!r} makes",
+                wanted="the first one first",
+                mend=f"merge {earlier[0].name!r}, then {self.name!r}",
+            )
         param = self.model.get_parameter(self.at[0])
+        named = self.model.named_parameters(remove_duplicate=False)
+        others = [name for name, value in named if value is param and name not in self.at]
+        if others:
+            raise LearnablesError(
+                "the parameter has other names, at which this graft does not act",
+                where=", ".join([*self.at, *others]),
+                found=f"the graft changes {', '.join(self.at)} only",
+                wanted="a parameter of its own, or a graft on all of its names",
+                mend=f"ln.untie(model, {self.at[0]!r})",
+            )
         with torch.no_grad():
-            value = self.component(param)
-        self.remove()
-        with torch.no_grad():
-            param.copy_(value)
+            param.copy_(self.component(param))
+        self._take_out()
+
+    def _check_present(self) -> None:
+        grafts = grafts_of(self.model)
+        if self not in grafts:
+            raise LearnablesError(
+                "this graft is in the model no more",
+                where=self.name,
+                found=f"grafts: {', '.join(g.name for g in grafts) or 'none'}",
+            )
+
+    def _take_out(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        if self.where == "parameter":
+            for name in self.at:
+                path, _, local_name = name.rpartition(".")
+                unchange(self.model.get_submodule(path), local_name, self.component)
+        for module in self._counting:
+            module.num_prefix_tokens -= self._tokens[1]  # type: ignore[operator, assignment]
+        grafts = grafts_of(self.model)
+        grafts.remove(self)
+        _count_tokens(grafts)
+        if not grafts:
+            del self.model.__dict__[_ATTRIBUTE]
+        delattr(self.model, self.name)
 
 
 def grafts_of(model: nn.Module) -> list[Graft]:
@@ -227,12 +164,19 @@ def graft(
         component: Any module that takes one tensor, or, on several blocks, `ln.nn.DeepPrompts`.
         at: Path or glob, or several, of modules, or one parameter for ``where="parameter"``; ``""``
             is the whole model. None asks what is known of timm's and transformers' models for the
-            list of blocks.
-        where: ``"tokens"``: put in before the first of the modules, taken out after the last, so
-            that pooling and heads see the sequence they know; ``"input"`` or ``"output"`` of each
-            module; ``"parameter"``: the component maps the value of a parameter to the one that the
-            forward of its owner uses. By default ``"tokens"`` for components with ``tokens``,
-            ``"parameter"`` where ``at`` is one, else ``"output"``.
+            list of blocks, or for their attention.
+        where: How it is called. By default ``"parameter"`` where ``at`` is one, ``"bias"`` for
+            `ln.nn.RelativeBias` and `ln.nn.AttentionBias`, ``"tokens"`` for components with
+            ``tokens``, else ``"output"``.
+
+            * ``"tokens"``: put in before the first of the modules, taken out after the last, so
+              that pooling and heads see the sequence they know. Decoders of transformers get them
+              in front of their embeddings, where positions, causal mask and cache count them.
+            * ``"input"``, ``"output"``: the component maps the first one of each module.
+            * ``"parameter"``: forwards read what the component makes of the parameter; at all
+              other times the attribute is the Parameter.
+            * ``"bias"``: what ``component.bias()`` returns, (H, N, N), is added to the logits of
+              each attention.
 
     Returns:
         A handle: ``handle.remove()``, ``handle.merge()``.
@@ -240,7 +184,8 @@ def graft(
     Raises:
         SelectionError: ``at`` names nothing; the message offers the nearest names.
         ShapeError: The component does not fit the width of the model.
-        LearnablesError: The name is taken, or the model is already compiled, wrapped or sharded.
+        LearnablesError: The name is taken, the model takes no tokens, or it is already compiled,
+            wrapped or sharded.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
@@ -267,16 +212,8 @@ def graft(
             found=f"where={where!r}",
             wanted=", ".join(map(repr, get_args(Where))),
         )
+    where = where or _usual(model, component, at)
     tokens = getattr(component, "tokens", None)
-    width = None
-    if at is None:
-        anatomy = anatomy_of(model)
-        width, at = anatomy.width, f"{anatomy.blocks}.*"
-    if where is None:
-        params = dict(model.named_parameters(remove_duplicate=False))
-        where = "tokens" if isinstance(tokens, Tensor) else "output"
-        if isinstance(at, str) and at in params:
-            where = "parameter"
     if where == "tokens" and not (isinstance(tokens, Tensor) and tokens.ndim == 3):
         raise ShapeError(
             "a component without tokens cannot be put in as tokens",
@@ -285,59 +222,221 @@ def graft(
             wanted="a parameter `tokens` of shape (1, P, D) or (L, P, D)",
             mend="where='input' or where='output'",
         )
-    if width and isinstance(tokens, Tensor):
-        _check_width(name, tokens, f"(B, N, {width})", width)
-    paths = _paths(model, at, parameters=where == "parameter")
-    deep = isinstance(component, DeepPrompts)
-    if deep and component.num_layers != len(paths):
+    if where == "bias" and not callable(getattr(component, "bias", None)):
         raise ShapeError(
-            "deep prompts have one set of tokens for each module",
+            "a component without a bias cannot be added to attention",
             where=name,
-            found=f"{component.num_layers} layers",
-            wanted=f"{len(paths)} layers, for {paths[0]} … {paths[-1]}",
+            found=type(component).__qualname__,
+            wanted="a method `bias()` that returns (H, N, N), as RelativeBias has",
+            mend="where='input' or where='output'",
         )
+    anatomy = None
+    if at is None:
+        anatomy = anatomy_of(model)
+        if where == "bias" and not anatomy.attention:
+            raise SelectionError(
+                "no attention that takes a bias is known in this model",
+                where=name,
+                found=type(model).__qualname__,
+                wanted="modules whose forward takes attention_mask or attn_mask",
+                mend="at=PATH of these modules",
+            )
+        at = anatomy.attention if where == "bias" else f"{anatomy.blocks}.*"
+    paths = _paths(model, at, parameters=where == "parameter")
+    if where == "tokens":
+        anatomy = anatomy or _anatomy_at(model, paths)
     made = Graft(model, name, component, paths, where)
+    _check_fit(made, anatomy)
     setattr(model, name, component)
     model.__dict__.setdefault(_ATTRIBUTE, []).append(made)
-    _install(made, deep=deep)
+    _install(made, anatomy)
+    _count_tokens(grafts_of(model))
     return made
 
 
-def _install(made: Graft, *, deep: bool) -> None:
+def _usual(model: nn.Module, component: nn.Module, at: str | Sequence[str] | None) -> Where:
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    asked = (at,) if isinstance(at, str) else tuple(at or ())
+    if asked and names.issuperset(asked):
+        return "parameter"
+    if isinstance(component, (RelativeBias, AttentionBias)):
+        return "bias"
+    return "tokens" if isinstance(getattr(component, "tokens", None), Tensor) else "output"
+
+
+def _anatomy_at(model: nn.Module, paths: tuple[str, ...]) -> Anatomy | None:
+    """What is known of the blocks that ``paths`` are; None where nothing is."""
+    for anatomy in known_in(model):
+        if all(fnmatchcase(path, f"{anatomy.blocks}.*") for path in paths):
+            return anatomy
+    return None
+
+
+def _check_fit(made: Graft, anatomy: Anatomy | None) -> None:
+    """Whether the component can act as it is meant to, as far as can be told beforehand.
+
+    Raises:
+        ShapeError: A shape does not fit.
+        LearnablesError: The model takes no tokens, or not there, or would not see the change.
+    """
+    model, component, paths = made.model, made.component, made.at
+    if made.where == "parameter":
+        for path in paths:
+            owner = model.get_submodule(path.rpartition(".")[0])
+            if isinstance(owner, nn.RNNBase):
+                raise LearnablesError(
+                    "this module keeps a list of its parameters and would not see the change",
+                    where=path,
+                    found=type(owner).__qualname__,
+                    wanted="a module that reads its parameter by name, such as nn.LSTMCell",
+                )
+        _check_shape(made)
+    if made.where == "bias":
+        _check_bias(made, anatomy)
+    if made.where != "tokens":
+        return
+    if anatomy and anatomy.refuses:
+        raise LearnablesError(
+            "this model takes no further tokens",
+            where=made.name,
+            found=f"{type(model).__qualname__}: {anatomy.refuses}",
+            wanted="a model whose blocks take a sequence of any length",
+            mend="where='output' for a scale or a gate, or a delta on a parameter",
+        )
+    tokens: Tensor = component.tokens  # type: ignore[assignment]
+    if anatomy:
+        hooks.check_width(made.name, tokens, f"(B, N, {anatomy.width})", anatomy.width)
+    if isinstance(component, DeepPrompts) and component.num_layers != len(paths):
+        raise ShapeError(
+            "deep prompts have one set of tokens for each module",
+            where=made.name,
+            found=f"{component.num_layers} layers",
+            wanted=f"{len(paths)} layers, for {paths[0]} … {paths[-1]}",
+        )
+    if anatomy and anatomy.entrance is not None:
+        every = _paths(model, f"{anatomy.blocks}.*", parameters=False)
+        if paths != every:
+            raise LearnablesError(
+                "in a decoder tokens go in front of all layers, or they are not in its cache",
+                where=made.name,
+                found=f"at {paths[0]} … {paths[-1]}",
+                wanted=f"all of {anatomy.blocks}.*",
+                mend=f"at='{anatomy.blocks}.*'",
+            )
+
+
+def _check_bias(made: Graft, anatomy: Anatomy | None) -> None:
+    for module in map(made.model.get_submodule, made.at):
+        if hooks.mask_of(module) is None:
+            raise SelectionError(
+                "this module takes no bias of attention",
+                where=made.name,
+                found=f"{type(module).__qualname__}({', '.join(hooks.arguments_of(module))})",
+                wanted="attention whose forward takes attention_mask, or attn_mask as timm's",
+            )
+    ours = int(getattr(made.component, "prefix", 0))
+    if anatomy and ours != anatomy.prefix:
+        raise ShapeError(
+            "the bias has another number of tokens in front of its window than the model",
+            where=made.name,
+            found=f"prefix={ours}",
+            wanted=f"prefix={anatomy.prefix}",
+        )
+
+
+def _check_shape(made: Graft) -> None:
+    """Compare the shape that a delta is for with that of the parameter.
+
+    Raises:
+        ShapeError: They differ.
+    """
+    param = made.model.get_parameter(made.at[0])
+    wanted = getattr(made.component, "shape", None)
+    if isinstance(wanted, (tuple, torch.Size)) and tuple(wanted) != tuple(param.shape):
+        raise ShapeError(
+            "the delta has another shape than the parameter",
+            where=made.at[0],
+            found=f"delta {tuple(wanted)}",
+            wanted=f"parameter {tuple(param.shape)}",
+            mend=f"{type(made.component).__qualname__}{tuple(param.shape)}",
+        )
+
+
+def _install(made: Graft, anatomy: Anatomy | None) -> None:
     model, component, name = made.model, made.component, made.name
     if made.where == "parameter":
-        path, _, local = made.at[0].rpartition(".")
-        owner = model.get_submodule(path)
-        made._handles += [
-            owner.register_forward_pre_hook(_Change(component, local)),
-            owner.register_forward_hook(_Restore(local), always_call=True),
-        ]
+        for path in made.at:
+            owner, _, local_name = path.rpartition(".")
+            made._handles += change(model, owner, local_name, component)
         return
     modules = [model.get_submodule(path) for path in made.at]
-    if made.where == "output":
-        made._handles += [m.register_forward_hook(_Leave(component, name)) for m in modules]
-        return
-    entered = modules if made.where == "input" or deep else modules[:1]
-    made._handles += [
-        m.register_forward_pre_hook(
-            _Enter(component, name, layer if deep else None), with_kwargs=True
-        )
-        for layer, m in enumerate(entered)
-    ]
     if made.where == "tokens":
-        count = int(component.tokens.shape[1])  # type: ignore[index]
-        first = int(getattr(component, "prefix", 0))
-        # Before the hooks of earlier grafts: what was put in last lies innermost.
-        made._handles.append(modules[-1].register_forward_hook(_Strip(first, count), prepend=True))
-        made._count = count
-        made._counting = tuple(  # rotary positions skip so many tokens
-            inner
-            for module in modules
-            for inner in module.modules()
-            if type(getattr(inner, "num_prefix_tokens", None)) is int
-        )
-        for inner in made._counting:
-            inner.num_prefix_tokens += count  # type: ignore[operator, assignment]
+        made._tokens = int(getattr(component, "prefix", 0)), int(component.tokens.shape[1])  # type: ignore[index]
+        if anatomy is not None and anatomy.entrance is not None:
+            _put_in_front(made, anatomy, modules)
+        else:
+            _put_among(made, modules)
+        return
+    for module in modules:
+        if made.where == "bias" and (mask := hooks.mask_of(module)):
+            bias = hooks.AddBias(component, name, *mask)
+            made._biases.append(bias)
+            made._handles.append(module.register_forward_pre_hook(bias, with_kwargs=True))
+        elif made.where == "input":
+            enter = hooks.Enter(component, name)
+            made._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        else:
+            made._handles.append(module.register_forward_hook(hooks.Leave(component, name)))
+
+
+def _put_among(made: Graft, modules: list[nn.Module]) -> None:
+    """Tokens go in before the first block and out after the last; masks and counters know them."""
+    first, count = made._tokens
+    deep = isinstance(made.component, DeepPrompts)
+    for layer, module in enumerate(modules):
+        if deep or layer == 0:
+            enter = hooks.Enter(made.component, made.name, layer if deep else None, tokens=True)
+            made._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
+        mask = hooks.mask_of(module)
+        if mask is not None:
+            widen = hooks.Widen(first, count, *mask)
+            made._handles.append(module.register_forward_pre_hook(widen, with_kwargs=True))
+    # Before the hooks of earlier grafts: what was put in last lies innermost.
+    strip = hooks.Strip(first, count)
+    made._handles.append(modules[-1].register_forward_hook(strip, prepend=True))
+    made._counting = tuple(  # rotary positions skip so many tokens
+        inner
+        for module in modules
+        for inner in module.modules()
+        if type(getattr(inner, "num_prefix_tokens", None)) is int
+    )
+    for inner in made._counting:
+        inner.num_prefix_tokens += count  # type: ignore[operator, assignment]
+
+
+def _put_in_front(made: Graft, anatomy: Anatomy, modules: list[nn.Module]) -> None:
+    """Tokens go in front of what the embedding makes; so positions, mask and cache count them."""
+    model, component = made.model, made.component
+    entrance = model.get_submodule(anatomy.entrance or "")
+    embedding = model.get_submodule(anatomy.embedding)
+    deep = isinstance(component, DeepPrompts)
+    arguments = hooks.arguments_of(entrance)
+    front = hooks.Front(
+        component, made.name, embedding, arguments, *made._tokens, layer=0 if deep else None
+    )
+    made._handles.append(entrance.register_forward_pre_hook(front, with_kwargs=True))
+    for layer, module in enumerate(modules[1:] if deep else [], start=1):
+        replace = hooks.Replace(front, layer)
+        made._handles.append(module.register_forward_pre_hook(replace, with_kwargs=True))
+    made._handles.append(entrance.register_forward_hook(hooks.Back(front), prepend=True))
+
+
+def _count_tokens(grafts: list[Graft]) -> None:
+    """Tell the biases of attention which tokens were put in, in order."""
+    inserted = [g._tokens for g in grafts if g.where == "tokens"]
+    for made in grafts:
+        for bias in made._biases:
+            bias.inserted = list(inserted)
 
 
 def _paths(model: nn.Module, at: str | Sequence[str], *, parameters: bool) -> tuple[str, ...]:
@@ -363,9 +462,11 @@ def _paths(model: nn.Module, at: str | Sequence[str], *, parameters: bool) -> tu
                 mend=f"one of {', '.join(map(repr, close or names[1:4]))}",
             )
         chosen += [n for n in found if n not in chosen]
-    if parameters and len(chosen) > 1:
+    if parameters and len({id(model.get_parameter(name)) for name in chosen}) > 1:
         raise SelectionError(
-            "a graft changes one parameter", found=", ".join(chosen[:5]), wanted="one path"
+            "a graft changes one parameter",
+            found=", ".join(chosen[:5]),
+            wanted="one path, or all names of one tied parameter",
         )
     return tuple(chosen)
 

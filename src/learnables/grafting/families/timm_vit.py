@@ -4,12 +4,13 @@ from torch import nn
 
 from learnables.grafting.anatomy import Anatomy
 
-_MODULES = ("vision_transformer", "deit", "eva")  # not beit: its bias table counts the tokens
+_MODULES = ("vision_transformer", "deit", "eva")
 
 
 def look(model: nn.Module) -> Anatomy | None:
     """The blocks of timm's models of this family; None for any other model."""
     library, _, name = type(model).__module__.partition(".models.")
-    if library == "timm" and name in _MODULES:
-        return Anatomy("blocks", int(model.embed_dim))  # type: ignore[arg-type]
+    if library == "timm" and name in _MODULES and hasattr(model, "blocks"):
+        prefix = int(model.num_prefix_tokens)  # type: ignore[arg-type]
+        return Anatomy("blocks", int(model.embed_dim), prefix, "blocks.*.attn")  # type: ignore[arg-type]
     return None

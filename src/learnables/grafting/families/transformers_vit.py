@@ -3,16 +3,26 @@
 from torch import nn
 
 from learnables.grafting.anatomy import Anatomy
+from learnables.grafting.stack import encoder, model_type
 
-_KINDS = ("vit", "deit", "beit", "dinov2", "dinov3_vit", "clip_vision_model", "siglip_vision_model")
+_CLASS_TOKENS = {
+    "vit": 1,
+    "deit": 2,
+    "beit": 1,
+    "dinov2": 1,
+    "dinov3_vit": 1,
+    "clip_vision_model": 1,
+    "siglip_vision_model": 0,
+}
 
 
 def look(model: nn.Module) -> Anatomy | None:
-    """The longest list of layers in transformers' models of this family; None for another model."""
-    config = getattr(model, "config", None)
-    if getattr(config, "model_type", None) not in _KINDS:
+    """The first list of as many layers as the configuration says; None for another model."""
+    if model_type(model) not in _CLASS_TOKENS:
         return None
-    stacks = {n: m for n, m in model.named_modules() if isinstance(m, nn.ModuleList)}
-    depth = getattr(config, "num_hidden_layers", None)
-    names = [n for n, m in stacks.items() if len(m) == depth and n.endswith(("layer", "layers"))]
-    return Anatomy(names[0], int(config.hidden_size)) if names else None  # type: ignore[union-attr]
+    config = model.config
+    registers = int(getattr(config, "num_register_tokens", 0))
+    tables = ("use_relative_position_bias", "use_shared_relative_position_bias")
+    counts = any(getattr(config, name, False) for name in tables)
+    why = "its table of relative positions has one number for each pair of tokens"
+    return encoder(model, _CLASS_TOKENS[model_type(model)] + registers, why if counts else "")

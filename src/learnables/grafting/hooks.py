@@ -1,0 +1,364 @@
+"""What calls a grafted component: plain objects, so that a model with them is copied and pickled.
+
+Shapes: B batch, N tokens, P tokens put in, D dim, H heads, K keys.
+"""
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from learnables.errors import LearnablesError, ShapeError
+
+_MASKS = ("attention_mask", "attn_mask")
+
+
+@dataclass
+class Enter:
+    """Before a module: its first input goes through the component.
+
+    Attributes:
+        layer: Which of the layers of deep prompts.
+        tokens: Whether the component puts tokens in.
+    """
+
+    component: nn.Module
+    name: str
+    layer: int | None = None
+    tokens: bool = False
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Called by torch before the forward; returns what the forward gets.
+
+        Raises:
+            ShapeError: The module gets no tensor.
+        """
+        more = () if self.layer is None else (self.layer,)
+        if args:
+            return (self.through(args[0], *more), *args[1:]), kwargs
+        for key, value in kwargs.items():
+            if isinstance(value, Tensor):
+                return args, {**kwargs, key: self.through(value, *more)}
+        raise ShapeError(
+            "the module that is grafted gets no tensor", where=self.name, wanted="one input tensor"
+        )
+
+    def through(self, x: Tensor, *more: int) -> Tensor:
+        """(B, N, D) → what the component makes of it.
+
+        Raises:
+            ShapeError: It is no sequence of tokens, or of another width.
+        """
+        if self.tokens and x.ndim != 3:
+            raise ShapeError(
+                "tokens can be put into a sequence of tokens only",
+                where=self.name,
+                found=f"an input of shape {tuple(x.shape)}",
+                wanted="(B, N, D)",
+                mend="at= the blocks that get (B, N, D), or where='input' or where='output'",
+            )
+        return _through(self, x, *more)
+
+
+@dataclass
+class Leave:
+    """After a module: its first output goes through the component."""
+
+    component: nn.Module
+    name: str
+
+    def __call__(self, module: nn.Module, args: Any, out: Any) -> Any:
+        """Called by torch after the forward; returns what comes out."""
+        if isinstance(out, tuple):
+            return (_through(self, out[0]), *out[1:])
+        return _through(self, out)
+
+
+@dataclass
+class Strip:
+    """After the last block: the tokens that were put in are taken out again."""
+
+    first: int
+    count: int
+
+    def __call__(self, module: nn.Module, args: Any, out: Any) -> Any:
+        """Called by torch after the forward; returns what comes out."""
+        if isinstance(out, tuple):
+            return (self.without(out[0]), *out[1:])
+        return self.without(out)
+
+    def without(self, x: Tensor) -> Tensor:
+        """(B, N + P, D) → (B, N, D)."""
+        return torch.cat([x[:, : self.first], x[:, self.first + self.count :]], dim=1)
+
+
+@dataclass
+class Widen:
+    """Before a block: the mask that it is given gets the tokens that were put in, all visible.
+
+    As torch's ``scaled_dot_product_attention`` and transformers have it: True, 1 or an added 0 is
+    visible. The new tokens see what the first token sees: the text without its padding.
+
+    Attributes:
+        keyword: Name of the mask among the arguments of the block.
+        place: Its place among them.
+    """
+
+    first: int
+    count: int
+    keyword: str
+    place: int
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Called by torch before the forward; returns what the forward gets.
+
+        Raises:
+            LearnablesError: The mask is no tensor.
+        """
+        mask = _given(args, kwargs, self.keyword, self.place)
+        if mask is None:
+            return args, kwargs
+        if not isinstance(mask, Tensor):
+            raise LearnablesError(
+                "this mask of attention cannot be widened for further tokens",
+                where=self.keyword,
+                found=type(mask).__qualname__,
+                wanted="a tensor (B, N), (B, 1, N, N) or None",
+                mend="model.set_attn_implementation('sdpa')",
+            )
+        return _with(args, kwargs, self.keyword, self.place, self.wider(mask))
+
+    def wider(self, mask: Tensor) -> Tensor:
+        """(B, N) → (B, N + P); (…, N or 1, N) → (…, N + P or 1, N + P)."""
+        visible = 0.0 if mask.is_floating_point() and mask.ndim > 2 else 1
+        mask = _put_in(mask, -1, self.first, self.count, visible)
+        if mask.ndim == 2 or mask.shape[-2] == 1:
+            return mask
+        rows = mask[..., :1, :].expand(*mask.shape[:-2], self.count, -1)
+        return torch.cat([mask[..., : self.first, :], rows, mask[..., self.first :, :]], dim=-2)
+
+
+def mask_of(module: nn.Module) -> tuple[str, int] | None:
+    """Name and place of the mask of attention among the arguments of ``module``'s forward.
+
+    ``attn_mask`` of torch's own modules means the contrary of timm's; only timm's is known.
+    """
+    names = arguments_of(module)
+    theirs = type(module).__module__.startswith("torch.")
+    for keyword in _MASKS:
+        if keyword in names and not theirs:
+            return keyword, names.index(keyword)
+    return None
+
+
+def arguments_of(module: nn.Module) -> tuple[str, ...]:
+    """Names of the arguments of ``module``'s forward."""
+    return tuple(signature(type(module).forward).parameters)[1:]
+
+
+@dataclass
+class AddBias:
+    """Before attention: the component's bias is added to the mask, and so to the logits.
+
+    Attributes:
+        inserted: First place and number of the tokens of each graft that puts in tokens, in the
+            order in which they are put in; they get no bias.
+    """
+
+    component: nn.Module
+    name: str
+    keyword: str
+    place: int
+    inserted: list[tuple[int, int]] = field(default_factory=list)
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Called by torch before the forward; returns what the forward gets.
+
+        Raises:
+            ShapeError: The bias has another number of tokens than the input.
+        """
+        x = args[0] if args else next(iter(kwargs.values()))
+        bias: Tensor = self.component.bias()  # type: ignore[operator]
+        for first, count in self.inserted:
+            for dim in (-1, -2):
+                bias = _put_in(bias, dim, first, count, 0.0)
+        if bias.shape[-1] != x.shape[-2]:
+            raise ShapeError(
+                "the bias has another number of tokens than the model",
+                where=self.name,
+                found=f"{bias.shape[-1]} tokens, {tuple(bias.shape)}",
+                wanted=f"{x.shape[-2]} tokens, for an input of shape {tuple(x.shape)}",
+                mend="build it with the window and the prefix tokens of the model",
+            )
+        bias = bias.to(x.dtype)[None]  # (1, H, N, N)
+        mask = _given(args, kwargs, self.keyword, self.place)
+        if mask is not None and mask.dtype == torch.bool:
+            bias = bias.masked_fill(~mask, float("-inf"))
+        elif mask is not None:
+            bias = bias + mask
+        return _with(args, kwargs, self.keyword, self.place, bias)
+
+
+# --- decoders: ids, a causal mask, positions and a cache -----------------------------------------
+
+
+@dataclass
+class Front:
+    """Before a decoder: the ids become vectors with the tokens among them; mask and positions fit.
+
+    With a cache the tokens are put in once: they are in the cache afterwards.
+
+    Attributes:
+        arguments: Names of the arguments of the decoder's forward.
+        put: How many tokens this forward has put in.
+    """
+
+    component: nn.Module
+    name: str
+    embedding: nn.Module
+    arguments: tuple[str, ...]
+    first: int
+    count: int
+    layer: int | None = None
+    put: int = 0
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Called by torch before the forward; returns what the forward gets."""
+        given = {**dict(zip(self.arguments, args, strict=False)), **kwargs}
+        cache, ids = given.get("past_key_values"), given.pop("input_ids", None)
+        self.refuse(given, cache)
+        x = given.get("inputs_embeds")
+        x = self.embedding(ids) if x is None else x
+        past = 0 if cache is None else int(cache.get_seq_length())
+        mask, positions = given.get("attention_mask"), given.get("position_ids")
+        if positions is not None:
+            given["position_ids"] = positions + self.count
+        if past == 0:
+            more = () if self.layer is None else (self.layer,)
+            x = _through(self, x, *more)
+            if positions is not None:
+                given["position_ids"] = self.counted(positions)
+        if mask is not None:
+            given["attention_mask"] = _put_in(mask, -1, self.first, self.count, 1)
+        self.put = 0 if past else self.count
+        given["inputs_embeds"] = x
+        return (), given
+
+    def counted(self, positions: Tensor) -> Tensor:
+        """(B, N) → (B, N + P): the tokens take the places from that of the first behind them."""
+        front, back = positions[..., : self.first], positions[..., self.first :]
+        own = torch.arange(self.count, device=positions.device, dtype=positions.dtype) + self.first
+        own = own.expand(*positions.shape[:-1], -1)
+        return torch.cat([front, own, back + self.count], dim=-1)
+
+    def refuse(self, given: dict[str, Any], cache: Any) -> None:
+        """Refuse arguments that count tokens in a way that is not known here.
+
+        Raises:
+            LearnablesError: A mask that is no (B, K), a cache of fixed size, types of tokens.
+        """
+        mask = given.get("attention_mask")
+        found = ""
+        if mask is not None and not (isinstance(mask, Tensor) and mask.ndim == 2):
+            shape = tuple(mask.shape) if isinstance(mask, Tensor) else type(mask).__qualname__
+            found, wanted = f"attention_mask {shape}", "(B, K), or none"
+        elif cache is not None and getattr(cache, "is_compileable", False):
+            found, wanted = f"{type(cache).__qualname__}", "a DynamicCache, which grows"
+        elif given.get("token_type_ids") is not None:
+            found, wanted = "token_type_ids", "none"
+        if found:
+            raise LearnablesError(
+                "tokens cannot be put in front of this call",
+                where=self.name,
+                found=found,
+                wanted=wanted,
+            )
+
+
+@dataclass
+class Replace:
+    """Before a later block of a decoder: deep prompts are replaced, where they were put in."""
+
+    front: Front
+    layer: int
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Called by torch before the forward; returns what the forward gets."""
+        if not self.front.put:
+            return args, kwargs
+        return Enter(self.front.component, self.front.name, self.layer)(module, args, kwargs)
+
+
+@dataclass
+class Back:
+    """After a decoder: the states of the tokens are taken out again, where they were put in."""
+
+    front: Front
+
+    def __call__(self, module: nn.Module, args: Any, out: Any) -> Any:
+        """Called by torch after the forward; returns what comes out."""
+        if not self.front.put:
+            return out
+        strip = Strip(self.front.first, self.front.count)
+        if not is_dataclass(out):
+            return strip(module, args, out)
+        changed: dict[str, Any] = {}
+        for part in fields(out):
+            value = getattr(out, part.name)
+            if part.name == "last_hidden_state":
+                value = strip.without(value)
+            elif part.name == "hidden_states" and value is not None:
+                value = tuple(strip.without(x) for x in value)
+            changed[part.name] = value
+        kind: Any = type(out)
+        return kind(**changed)
+
+
+# --- small parts ---------------------------------------------------------------------------------
+
+
+def _through(hook: Enter | Leave | Front, x: Tensor, *more: int) -> Tensor:
+    tokens = getattr(hook.component, "tokens", None)
+    if isinstance(tokens, Tensor):
+        check_width(hook.name, tokens, tuple(x.shape), x.shape[-1])
+    out: Tensor = hook.component(x, *more)
+    return out
+
+
+def check_width(name: str, ours: Tensor, theirs: object, width: int) -> None:
+    """Compare the width of a component with that of the model.
+
+    Raises:
+        ShapeError: They differ.
+    """
+    if ours.shape[-1] == width:
+        return
+    raise ShapeError(
+        "the component does not fit the width of the model",
+        where=name,
+        found=f"component of shape {tuple(ours.shape)}",
+        wanted=f"the last dimension of {theirs}",
+        mend="build the component with the dim of the model",
+    )
+
+
+def _put_in(x: Tensor, dim: int, first: int, count: int, value: float) -> Tensor:
+    """``count`` entries of ``value`` after the first ``first`` along ``dim``."""
+    size = list(x.shape)
+    size[dim] = count
+    front, back = x.narrow(dim, 0, first), x.narrow(dim, first, x.shape[dim] - first)
+    return torch.cat([front, x.new_full(size, value), back], dim=dim)
+
+
+def _given(args: tuple[Any, ...], kwargs: dict[str, Any], keyword: str, place: int) -> Any:
+    return args[place] if place < len(args) else kwargs.get(keyword)
+
+
+def _with(
+    args: tuple[Any, ...], kwargs: dict[str, Any], keyword: str, place: int, value: object
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if place < len(args):
+        return (*args[:place], value, *args[place + 1 :]), kwargs
+    return args, {**kwargs, keyword: value}

@@ -1,0 +1,46 @@
+"""Where models of transformers keep their layers, by what their configuration says."""
+
+from typing import Any
+
+from torch import nn
+
+from learnables.grafting.anatomy import Anatomy
+
+_LISTS = ("layer", "layers", "h")
+
+
+def model_type(model: nn.Module) -> str:
+    """What ``model.config.model_type`` says, or an empty string."""
+    return str(getattr(getattr(model, "config", None), "model_type", ""))
+
+
+def encoder(model: nn.Module, prefix: int, refuses: str = "") -> Anatomy | None:
+    """The first list of as many layers as the configuration says; None where there is none."""
+    config = model.config
+    depth = getattr(config, "num_hidden_layers", None)
+    for name, module in model.named_modules():
+        is_list = isinstance(module, nn.ModuleList) and name.rpartition(".")[2] in _LISTS
+        if is_list and len(module) == depth:
+            width = int(config.hidden_size)  # type: ignore[union-attr, arg-type]
+            attention = _attention(module[0])
+            attention = f"{name}.*.{attention}" if attention else ""
+            return Anatomy(name, width, prefix, attention, refuses=refuses)
+    return None
+
+
+def decoder(model: nn.Module) -> Anatomy | None:
+    """As `encoder`, with the module that takes ids and a cache, and its embedding."""
+    found = encoder(model, 0)
+    base: Any = getattr(model, str(getattr(model, "base_model_prefix", "")), model)
+    if found is None or not hasattr(base, "get_input_embeddings"):
+        return None
+    paths = {id(module): name for name, module in model.named_modules()}
+    embedding = paths[id(base.get_input_embeddings())]
+    return Anatomy(found.blocks, found.width, entrance=paths[id(base)], embedding=embedding)
+
+
+def _attention(block: nn.Module) -> str:
+    for name, child in block.named_children():
+        if type(child).__name__.endswith("Attention"):
+            return name
+    return ""
