@@ -25,6 +25,21 @@ def test_a_write_that_damages_the_index_is_refused_at_the_next_use() -> None:
         plan_of(index)
 
 
+@pytest.mark.parametrize("name", ["column_starts", "rows", "order"])
+@pytest.mark.parametrize("change", [10**6, -5, "swap"])
+def test_tensors_by_columns_that_list_other_blocks_are_refused(name, change) -> None:
+    """In range or not: a kernel on a GPU follows them without a look."""
+    index = Layout(8, 8, 2, random(4, 4, 0.5, generator=torch.Generator().manual_seed(0))).index
+    plan_of(index)
+    part = getattr(index, name)
+    if change == "swap":
+        part.copy_(part.flip(0))
+    else:
+        part[1] += change
+    with pytest.raises(LayoutError, match=f"other values in .*{name}"):
+        plan_of(index)
+
+
 def test_plans_of_gone_tensors_are_forgotten() -> None:
     index = Layout(8, 8, 2, random(4, 4, 0.5)).index
     name = id(index.columns)

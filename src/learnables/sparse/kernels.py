@@ -148,8 +148,8 @@ def _checked(result: Tensor | None, index: Index) -> Tensor:
         return result
     plan_of(index)  # raises, with the reason
     raise LayoutError(
-        "the index by columns does not describe the blocks that the index by rows lists",
-        found="column_starts, rows or order out of range",
-        wanted="those of one layout",
-        mend="layer.load_state_dict(...), or layer.rewire(mask), writes them anew",
+        "the index describes a matrix of another size",
+        found=f"{len(index.row_starts) - 1} × {len(index.column_starts) - 1} blocks",
+        wanted="as many as cover the input, the output and the weight",
+        mend="layer.load_state_dict(...), or layer.rewire(mask), writes it anew",
     )

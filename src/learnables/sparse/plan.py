@@ -8,6 +8,7 @@ from weakref import ReferenceType, ref
 import torch
 from torch import Tensor
 
+from learnables.errors import LayoutError
 from learnables.sparse.layout import Index, check_index
 
 Group: TypeAlias = tuple[tuple[int, int], ...]
@@ -33,7 +34,7 @@ class Plan:
     column_ends: tuple[int, ...]
 
 
-_Key: TypeAlias = "tuple[ReferenceType[Tensor], ReferenceType[Tensor], int, int]"
+_Key: TypeAlias = tuple[tuple[ReferenceType[Tensor], int], ...]
 _kept: dict[int, tuple[_Key, Plan]] = {}
 _KEPT_AT_MOST = 4096
 
@@ -44,30 +45,25 @@ def plan_of(index: Index) -> Plan:
     Reading an index that lies on a GPU waits for the GPU, once.
 
     Raises:
-        LayoutError: The index tensors describe no matrix of this grid.
+        LayoutError: The index tensors describe no matrix of this grid, or those by columns other
+            blocks than those by rows. What follows them may then trust each of them.
     """
-    starts, columns = index.row_starts, index.columns
-    if starts.is_inference() or columns.is_inference():  # torch counts no writes to these
+    if any(part.is_inference() for part in index):  # torch counts no writes to these
         return _read(index)
-    found = _kept.get(id(columns))
+    name = id(index.columns)
+    found = _kept.get(name)
     if found is not None:
-        (kept_starts, kept_columns, *versions), plan = found
-        if (
-            kept_starts() is starts
-            and kept_columns() is columns
-            and versions == [starts._version, columns._version]
+        key, plan = found
+        if all(
+            held() is part and version == part._version
+            for (held, version), part in zip(key, index, strict=True)
         ):
             return plan
     plan = _read(index)
     if len(_kept) >= _KEPT_AT_MOST:
         _kept.clear()
-    name = id(columns)
-    key = (
-        ref(starts),
-        ref(columns, lambda _: _kept.pop(name, None)),
-        starts._version,
-        columns._version,
-    )
+    forget = ref(index.columns, lambda _: _kept.pop(name, None))
+    key = tuple((forget if part is index.columns else ref(part), part._version) for part in index)
     _kept[name] = (key, plan)
     return plan
 
@@ -88,6 +84,29 @@ def _read(index: Index) -> Plan:
     column_ends = [0]
     for group_of_column in by_column:
         column_ends.append(column_ends[-1] + len(group_of_column))
+    _check_columns(index, column_ends, by_column)
     rows = torch.arange(grid[0], device="cpu")
     row_of = torch.repeat_interleave(rows, starts.diff()).to(index.columns.device)
     return Plan(by_row, tuple(map(tuple, by_column)), row_of, tuple(ends), tuple(column_ends))
+
+
+def _check_columns(index: Index, ends: list[int], by_column: list[list[tuple[int, int]]]) -> None:
+    """Refuse tensors by columns that do not list the blocks of those by rows.
+
+    Raises:
+        LayoutError: They do not.
+    """
+    pairs = [pair for group in by_column for pair in group]
+    wanted = {
+        "column_starts": ends,
+        "rows": [row for _, row in pairs],
+        "order": [position for position, _ in pairs],
+    }
+    wrong = [name for name, values in wanted.items() if getattr(index, name).tolist() != values]
+    if wrong:
+        raise LayoutError(
+            "the index by columns does not describe the blocks that the index by rows lists",
+            found=f"other values in {', '.join(wrong)}",
+            wanted="those of one layout",
+            mend="layer.load_state_dict(...), or layer.rewire(mask), writes them anew",
+        )
