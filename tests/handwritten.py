@@ -1,6 +1,7 @@
-"""A model of 25 hand-written parameters: 22 that should not be decayed toward zero, 3 that should.
+"""Models as people write them, with nothing declared; also used by ``benchmarks``.
 
-None of them is declared; kinds have to be recognised. Also used by ``benchmarks/decay.py``.
+`Handwritten` has 25 parameters, whose kinds have to be recognised: 22 that should not be decayed
+toward zero, 3 that should. `HandwrittenViT` is a whole ViT.
 """
 
 import torch
@@ -63,3 +64,43 @@ class Wrapper(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.backbone(x)
+
+
+class ViTBlock(nn.Module):
+    def __init__(self, dim: int, heads: int, ratio: int, dropout: float) -> None:
+        super().__init__()
+        self.heads, self.dropout = heads, nn.Dropout(dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        self.qkv, self.proj = nn.Linear(dim, 3 * dim), nn.Linear(dim, dim)
+        self.fc1, self.fc2 = nn.Linear(dim, ratio * dim), nn.Linear(ratio * dim, dim)
+        self.gamma1 = nn.Parameter(torch.full((dim,), 1e-4))
+        self.gamma2 = nn.Parameter(torch.full((dim,), 1e-4))
+
+    def forward(self, x_BND: torch.Tensor) -> torch.Tensor:
+        q, k, v = self.qkv(self.norm1(x_BND)).unflatten(-1, (3, self.heads, -1)).unbind(2)
+        out = nn.functional.scaled_dot_product_attention(
+            q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+        )
+        out = self.proj(out.transpose(1, 2).flatten(2))
+        x_BND = x_BND + self.dropout(self.gamma1 * out)
+        mlp = self.fc2(nn.functional.gelu(self.fc1(self.norm2(x_BND))))
+        return x_BND + self.dropout(self.gamma2 * mlp)
+
+
+class HandwrittenViT(nn.Module):
+    """A ViT on images of 32 pixels, with 4-pixel patches."""
+
+    def __init__(
+        self, dim: int = 64, depth: int = 6, heads: int = 4, ratio: int = 4, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        self.patches = nn.Conv2d(3, dim, 4, 4)
+        self.cls_token = nn.Parameter(0.02 * torch.randn(1, 1, dim))
+        self.pos_embed = nn.Parameter(0.02 * torch.randn(1, 65, dim))
+        self.blocks = nn.Sequential(*[ViTBlock(dim, heads, ratio, dropout) for _ in range(depth)])
+        self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, 10)
+
+    def forward(self, x_BCHW: torch.Tensor) -> torch.Tensor:
+        x_BND = self.patches(x_BCHW).flatten(2).transpose(1, 2)
+        x_BND = torch.cat([self.cls_token.expand(len(x_BND), -1, -1), x_BND], 1) + self.pos_embed
+        return self.head(self.norm(self.blocks(x_BND))[:, 0])

@@ -25,6 +25,7 @@ _HOME = {
     "param_groups": "learnables.policy.groups",
     "parameter": "learnables.declare",
     "prepare": "learnables.launch",
+    "promotions": "learnables.runtime.precision",
     "save_checkpoint": "learnables.runtime.checkpoint",
     "save_delta": "learnables.grafting.delta",
     "silence": "learnables.auditing.silence",
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
     from learnables.runtime.checkpoint import save_checkpoint as save_checkpoint
     from learnables.runtime.kept import Checkpoints as Checkpoints
     from learnables.runtime.layout import canonicalize_ as canonicalize_
+    from learnables.runtime.precision import promotions as promotions
     from learnables.sets.registration import constrain as constrain
     from learnables.sets.registration import unconstrain as unconstrain
     from learnables.sets.registration import violation as violation
