@@ -46,7 +46,8 @@ def heads(n: int = 6, d: int = 8) -> Tensor:
 
 
 # Layers in place of nn.Linear and nn.Conv2d, with pages and tests of their own; the base class.
-ELSEWHERE = {"BlockSparseLinear", "Component", "DynamicConv2d", "DynamicLinear"}
+# The delta of blocks has such a layer inside.
+ELSEWHERE = {"BlockSparseDelta", "BlockSparseLinear", "Component", "DynamicConv2d", "DynamicLinear"}
 
 EXAMPLES = {
     "ClassToken": Example(lambda: components.ClassToken(8), lambda: {"x": tokens()}, "D=8"),
@@ -159,6 +160,11 @@ EXAMPLES = {
     ),
     "AdaLNTable": Example(
         lambda: components.AdaLNTable(8), lambda: {"condition": torch.randn(2, 48)}, "n=6 D=8"
+    ),
+    "LowRankDelta": Example(
+        lambda: components.LowRankDelta(6, 8, rank=2),
+        lambda: {"weight": torch.randn(6, 8)},
+        "O=6 I=8 R=2",
     ),
     "LayerMix": Example(
         lambda: components.LayerMix(3), lambda: {"layers": torch.randn(3, 2, 8)}, "L=3"

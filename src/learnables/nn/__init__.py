@@ -5,6 +5,7 @@ from learnables.nn.attention import AttentionSinks, DifferentialLambda, HeadMixi
 from learnables.nn.block_sparse_linear import BlockSparseLinear
 from learnables.nn.color import ColorLUT, ColorMatrix
 from learnables.nn.component import Component
+from learnables.nn.deltas import BlockSparseDelta, LowRankDelta
 from learnables.nn.dynamic_conv import DynamicConv2d
 from learnables.nn.dynamic_linear import DynamicLinear
 from learnables.nn.experts import ExpertBank, Projection
@@ -42,6 +43,7 @@ __all__ = [
     "AdaLNTable",
     "AttentionBias",
     "AttentionSinks",
+    "BlockSparseDelta",
     "BlockSparseLinear",
     "ClassToken",
     "ColorLUT",
@@ -67,6 +69,7 @@ __all__ = [
     "LevelEmbedding",
     "LogitBias",
     "LogitScale",
+    "LowRankDelta",
     "MarkerToken",
     "MaskToken",
     "MemoryKeyValues",

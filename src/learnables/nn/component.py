@@ -28,7 +28,7 @@ class Component(nn.Module, ABC):
         """Note what it is built with, so that a delta file can say how to build it again."""
         made = super().__new__(cls)
         named = {key: value for key, value in kwargs.items() if key != "init"}  # drawn once only
-        if all(isinstance(value, _PLAIN) for value in (*args, *named.values())):
+        if all(map(_is_plain, (*args, *named.values()))):
             made.__dict__[_BUILT_WITH] = {"args": list(args), "kwargs": named}
         return made
 
@@ -41,10 +41,16 @@ class Component(nn.Module, ABC):
 def built_with(component: nn.Module) -> dict[str, Any] | None:
     """Arguments of the call that made ``component``, without its initialiser, or None.
 
-    None where one of them is more than a number, a word, a truth or None.
+    None where one of them is more than a number, a word, a truth, None, or a sequence of these.
     """
     found: dict[str, Any] | None = component.__dict__.get(_BUILT_WITH)
     return found
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(isinstance(item, _PLAIN) for item in value)
+    return isinstance(value, _PLAIN)
 
 
 def wide(x: Tensor) -> Tensor:
