@@ -21,7 +21,9 @@ def test_squares_and_faults_are_those_of_a_loop(forced, values):
     tensors = [torch.tensor(v) for v in values]
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(FORCE, forced)
-        square, faults = squares_and_faults(tensors)
+        (square, faults), (again, same) = squares_and_faults(tensors, tensors[::-1])
+    assert same == [len(tensors) - 1 - i for i in reversed(faults)]
+    assert float(again) == pytest.approx(float(square), rel=1e-6, nan_ok=True)
     wanted = [i for i, v in enumerate(values) if not all(map(math.isfinite, v))]
     largest = max((abs(x) for v in values for x in v if math.isfinite(x)), default=0)
     if largest < 1e18 or not forced:  # beyond, torch's norm in float32 may overflow
@@ -34,7 +36,7 @@ def test_squares_and_faults_are_those_of_a_loop(forced, values):
 @pytest.mark.parametrize("forced", ["", "torch"])
 def test_no_tensor_is_no_fault(forced, monkeypatch):
     monkeypatch.setenv(FORCE, forced)
-    square, faults = squares_and_faults([])
+    ((square, faults),) = squares_and_faults([])
     assert (square.item(), faults) == (0.0, [])
 
 
@@ -45,6 +47,7 @@ def test_large_sparse_and_complex_tensors_are_looked_at_too(forced, monkeypatch)
     bad[77] = math.inf
     sparse = torch.sparse_coo_tensor([[1, 3]], [1.0, math.nan], (5,), check_invariants=True)
     complex_ = torch.tensor([1 + 2j, complex(0, math.nan)])
-    square, faults = squares_and_faults([torch.ones(3), bad, sparse, complex_, torch.ones(())])
+    tensors = [torch.ones(3), bad, sparse, complex_, torch.ones(())]
+    _, (square, faults) = squares_and_faults([], tensors)
     assert faults == [1, 2, 3]
     assert not square.isfinite()

@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import final
 
+_CHECKING = 0.5  # of the budget, at most, goes into checks: what is left are looks
+_KNOWN = 3
+
 
 @final
 class Governor:
@@ -39,10 +42,12 @@ class Governor:
     def __init__(self, every: int, budget: float | None) -> None:
         self.every, self.budget = every, budget
         self.spent = self.elapsed = 0.0
+        self._checking = 0.0  # of what was spent, the checks between looks
         self._steps: deque[float] = deque(maxlen=31)
         self._looks: deque[float] = deque(maxlen=5)
         self._checks: deque[float] = deque(maxlen=31)
         self._agreed: tuple[int, list[float]] | None = None
+        self._since = 0  # checks after that
 
     def stepped(self, seconds: float) -> None:
         """Training took ``seconds`` since the last step."""
@@ -57,6 +62,7 @@ class Governor:
     def checked(self, seconds: float) -> None:
         """A check between looks took ``seconds``."""
         self.spent += seconds
+        self._checking += seconds
         self._checks.append(seconds)
 
     def wrote(self, seconds: float) -> None:
@@ -69,34 +75,41 @@ class Governor:
             return False
         if self.budget is None or not self._looks:
             return True
-        spent, elapsed, _, look, _ = self._at(step)
+        spent, elapsed, _, look, *_ = self._at(step)
         return spent + look <= self.budget * elapsed
 
     def watches(self, step: int) -> bool:
-        """Whether there is time for a check at this step: those get half of the budget."""
-        if self.budget is None:
+        """Whether there is time for a check at this step: those get half of the budget.
+
+        The first three are made in any case: before, what one takes is not known.
+        """
+        if self.budget is None or len(self._checks) < _KNOWN:
             return True
-        *_, seconds, _, check = self._at(step)
-        allowed = 0.5 * self.budget * seconds
-        return step % max(1, math.ceil(check / allowed) if allowed > 0 else 1) == 0
+        spent, elapsed, _, _, check, checking = self._at(step)
+        allowed = self.budget * elapsed
+        due = spent + check <= allowed and checking + check <= _CHECKING * allowed
+        self._since += due
+        return due
 
     def clocks(self) -> list[float]:
-        """Spent, elapsed, and the medians of a step, a look and a check, in seconds."""
-        return [
-            self.spent,
-            self.elapsed,
-            *(median(times or [0.0]) for times in (self._steps, self._looks, self._checks)),
-        ]
+        """In seconds: spent, elapsed; medians of a step, a look and a check; spent on checks."""
+        medians = (median(times or [0.0]) for times in (self._steps, self._looks, self._checks))
+        return [self.spent, self.elapsed, *medians, self._checking]
 
-    def agree(self, step: int, clocks: Sequence[float]) -> None:
-        """From now on decide by these clocks, as every rank does, and no more by one's own."""
-        self._agreed = (step, list(clocks))
+    def agree(self, step: int, clocks: Sequence[float] = (0.0,) * 6) -> None:
+        """From now on decide by these clocks, as every rank does, and no more by one's own.
+
+        Without ``clocks`` by none: every look and every check is made until some are agreed on.
+        """
+        self._agreed, self._since = (step, list(clocks)), 0
 
     def _at(self, step: int) -> list[float]:
         if self._agreed is None:
             return self.clocks()
-        since, (spent, elapsed, seconds, look, check) = self._agreed
-        return [spent, elapsed + (step - since) * seconds, seconds, look, check]
+        since, (spent, elapsed, seconds, look, check, checking) = self._agreed
+        made = self._since * check
+        trained = elapsed + (step - since) * seconds
+        return [spent + made, trained, seconds, look, check, checking + made]
 
     @property
     def overhead(self) -> float:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -86,15 +87,24 @@ def learning_rates(optimizer: Optimizer) -> dict[Tensor, float]:
 _SMALL = 1 << 19  # elements: below, copying them together is cheaper than an operation for each
 
 
-def squares_and_faults(tensors: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
-    """Sum of squares of all elements, float64, 0-dim, and which tensors hold a non-finite one.
+def squares_and_faults(*lists: Sequence[Tensor]) -> list[tuple[Tensor, list[int]]]:
+    """Of each list the sum of squares, float64, 0-dim, and which tensors hold a non-finite value.
 
     Where there is one the sum is not finite.
     """
-    seen = by_kernel(tensors, histogram=False) if tensors else None
-    if seen is not None:
-        square, faults = seen.sum_of_squares.sum(), seen.nonfinite.nonzero().flatten().tolist()
-        return (square + torch.inf if faults else square), faults
+    seen = by_kernel(list(chain(*lists)), histogram=False) if any(lists) else None
+    if seen is None:
+        return [_square_and_faults(tensors) for tensors in lists]
+    found, at = [], 0
+    for tensors in lists:
+        here = slice(at, at := at + len(tensors))
+        faults = seen.nonfinite[here].nonzero().flatten().tolist()
+        square = seen.sum_of_squares[here].sum()
+        found.append((square + torch.inf if faults else square, faults))
+    return found
+
+
+def _square_and_faults(tensors: Sequence[Tensor]) -> tuple[Tensor, list[int]]:
     square = sum_of_squares(tensors)
     if square.isfinite():
         return square, []

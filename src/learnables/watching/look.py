@@ -18,6 +18,7 @@ from learnables.watching.gradient import Consumption, consumed, consumption, lea
 from learnables.watching.observation import BINS, MOMENTS, Filled, Rows
 from learnables.watching.sentinel import Sentinel
 
+_NONE = torch.zeros((), dtype=torch.int64)
 _HALF = {torch.float16: 10.0, torch.bfloat16: 7.0}  # binary digits of the mantissa
 
 
@@ -113,12 +114,16 @@ def complete(part: Part, wanted: Wanted) -> None:
             changes.append(now.float() - before.float())
         else:
             changes.append(torch.sub(now, before, out=before))
-        if entry.param.grad is not None and entry.param.grad.layout is torch.strided:
-            moved = wanted.share(entry.param.grad) != 0
-            part.still[entry.index] = (moved & (changes[-1] == 0)).sum()
     part.snapshot = []
     seen = statistics(changes, histogram=wanted.histogram)
     part.blocks.append(("update", [entry.index for entry in part.entries], seen))
+    # On the CPU it is known already where everything moved, and nothing has to be compared.
+    zeros = seen.zeros.tolist() if seen.zeros.is_cpu else [1] * len(changes)
+    for entry, change, some in zip(part.entries, changes, zeros, strict=True):
+        gradient = entry.param.grad
+        if gradient is not None and gradient.layout is torch.strided:
+            still = ((wanted.share(gradient) != 0) & (change == 0)).sum() if some else _NONE
+            part.still[entry.index] = still
 
 
 @dataclass(frozen=True)

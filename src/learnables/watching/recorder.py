@@ -198,6 +198,8 @@ class Watcher:
         self._described: list[Entry] = []  # the entries that the database knows
         self._shared = any(is_dtensor(p) for p in model.parameters())
         self._wanted = dataclasses.replace(wanted, shared=self._shared)
+        if self._shared:  # what one rank checks and another does not could not be added up
+            self.governor.agree(step)
         self._find()
         self._writes = _is_rank_0()
         if self._writes and to is not None:

@@ -73,9 +73,8 @@ class Sentinel:
             self._skips += skipped.reshape(())
         scale = None if how.scale is None else how.scale.to(self.device)
         if self.immediate:
-            square, faults = squares_and_faults(there)
+            (square, faults), (_, bad) = squares_and_faults(there, weights)
             self._keep(step, square if scale is None else square / scale.double().square())
-            _, bad = squares_and_faults(weights)
             if bad:
                 return self._seen("weight", step, indices, bad)
             if faults and not (skipped is not None and bool(skipped)):
@@ -93,7 +92,7 @@ class Sentinel:
     ) -> Sighting | None:
         """Look at the weights after the step."""
         if self.immediate:
-            _, bad = squares_and_faults(weights)
+            ((_, bad),) = squares_and_faults(weights)
             if bad:
                 return self._seen("update", step, indices, bad)
             self._sound = step
