@@ -126,6 +126,26 @@ def test_a_scaler_that_skips_much_is_seen(tmp_path):
     assert sum(o.skips for o in watcher.run().observations) > 5
 
 
+@pytest.mark.parametrize("fused", [False, True])
+def test_the_parameter_whose_gradient_makes_the_scaler_skip_is_named(tmp_path, fused):
+    model = Model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, fused=fused)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=10**6)
+    with ln.watch(model, optimizer, every=3, to=tmp_path, budget=None, scaler=scaler) as watcher:
+        for step in range(40):
+            optimizer.zero_grad()
+            loss = model(torch.ones(2, 4)).square().mean()
+            if step % 3 == 0:
+                loss = loss + (model.second.bias * torch.inf).sum()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scaler.update(4.0)
+    said = [a for a in watcher.alarms if a.kind == "skipped-steps"]
+    assert [a.name for a in said] == ["second.bias"]
+    assert f"of 1 of {len(list(model.parameters()))} parameters were not finite" in said[0].found
+
+
 @pytest.mark.parametrize("immediate", [True, False], ids=["at once", "read later"])
 @pytest.mark.parametrize("quantity", ["weight", "gradient", "update"])
 def test_the_first_non_finite_value_is_named(tmp_path, quantity, immediate):

@@ -26,11 +26,11 @@ def simulate(every, budget, step, look, check, steps):
     look=st.floats(1e-4, 1.0),
     check=st.floats(1e-6, 1e-2),
 )
-def test_the_budget_holds_after_the_first_look(every, budget, step, look, check):
+def test_the_budget_holds_after_the_first_looks(every, budget, step, look, check):
     steps = 400
     governor, looks = simulate(every, budget, step, look, check, steps)
-    # The first look and the first three checks come before anything can be known.
-    assert governor.spent <= budget * governor.elapsed + look + 3 * check + 1e-9
+    # Five looks are made whatever they cost, and three checks before one is known.
+    assert governor.spent <= budget * governor.elapsed + 5 * look + 3 * check + 1e-9
     assert looks[0] == 1
     assert all(n % every == 0 for n in looks[1:])
 
@@ -42,7 +42,7 @@ def test_looks_come_as_asked_where_they_are_cheap(every):
     assert looks == [1, *range(every, 201, every)]
 
 
-def test_checks_that_sometimes_take_long_leave_half_of_the_budget_to_the_looks():
+def test_checks_that_sometimes_take_long_leave_most_of_the_budget_to_the_looks():
     governor, looks = Governor(1, 0.01), []
     for n in range(1, 2001):
         if governor.due(n):
@@ -52,7 +52,13 @@ def test_checks_that_sometimes_take_long_leave_half_of_the_budget_to_the_looks()
             governor.checked(0.05 if n % 10 == 0 else 0.001)
         governor.stepped(0.1)
     assert governor.spent <= 0.01 * governor.elapsed + 0.05  # the last check took long
-    assert len(looks) > 0.4 * 0.01 * governor.elapsed / 0.01
+    assert len(looks) * 0.01 > 0.6 * 0.01 * governor.elapsed
+
+
+def test_a_short_run_has_the_looks_that_an_alarm_needs():
+    governor, looks = simulate(10, 0.01, step=1e-3, look=0.1, check=1e-3, steps=100)
+    assert looks == [1, 10, 20, 30, 40]
+    assert governor.overhead > 1
 
 
 def test_ranks_that_have_agreed_on_nothing_yet_leave_nothing_out():

@@ -4,7 +4,7 @@ Each sign is one line in `SIGNS`: a test over all parameters at once, and how ma
 must hold. Bounds are wide on purpose: an alarm that cries at healthy trainings is switched off.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from statistics import median
@@ -182,6 +182,9 @@ class Judge:
         self._counts: dict[str, int] = {}
         self._norms: deque[float] = deque(maxlen=200)
         self._last_step = 0
+        self._overflows: Counter[str] = Counter()
+        self._looks_at_skips = 0
+        self._window = np.zeros(2, int)  # steps and skips not judged yet
         self._last_sighting = -(10**9)
         self._zeros: Array = np.zeros(0)
         self._kept: Array = np.zeros(0)
@@ -276,16 +279,32 @@ class Judge:
                 self._norms.append(norm)
 
     def _skips(self, o: Observation) -> Iterator[Alarm]:
-        steps = o.step - self._last_step
-        if steps >= 10 and o.skips > 0.2 * steps:
+        if o.skipped and "gradient" in o.rows:  # measured at this look anyway
+            bad = o.rows["gradient"].moments["nonfinite"] > 0
+            self._overflows.update(o.names[i] for i in np.flatnonzero(bad))
+            self._looks_at_skips += 1
+        self._window += np.array([o.step - self._last_step, o.skips])
+        steps, skips = map(int, self._window)
+        if steps < 10:
+            return
+        self._window[:] = 0
+        if skips > 0.2 * steps:
+            most = self._overflows.most_common(1)
+            share = f"{len(self._overflows)} of {len(o.names)} parameters"
+            whose = (
+                f"; in {self._looks_at_skips} skipped steps that were looked at, the gradients of "
+                f"{share} were not finite, this one's in {most[0][1]}"
+                if most
+                else ""
+            )
             yield from self._tell(
                 Alarm(
                     kind="skipped-steps",
                     severity="warning",
                     step=o.step,
-                    name="",
+                    name=most[0][0] if most else "",
                     what="the scaler skips many steps",
-                    found=f"{o.skips} of the last {steps} steps",
+                    found=f"{skips} of the last {steps} steps{whose}",
                     wanted="a few in a thousand",
                     mend="torch.amp.GradScaler(init_scale=2.0**10)",
                 )

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from statistics import median
 from typing import final
 
-_CHECKING = 0.5  # of the budget, at most, goes into checks: what is left are looks
-_KNOWN = 3
+_LEAST = 5  # looks in a row are what the most patient alarm needs: no run does with fewer
+_CHECKING = 1 / 3  # of the budget, at most, goes into checks: what is left are looks
+_KNOWN = 3  # checks, before what one takes is known
 
 
 @final
@@ -17,7 +18,8 @@ class Governor:
     A look happens at the first step, then at multiples of ``every``, but only where all that was
     spent on watching so far, with the look to come, stays within ``budget`` of the time that
     training took. So the interval grows by itself where steps are short or looks are dear, and the
-    bound holds for the run as a whole, not on average over some window.
+    bound holds for the run as a whole, not on average over some window. The first five looks come
+    as asked whatever they cost; what they take is saved later.
 
     Args:
         every: The interval that was asked for, in steps; ≥ 1.
@@ -29,7 +31,8 @@ class Governor:
 
     Example:
         >>> governor = Governor(every=10, budget=0.01)
-        >>> governor.looked(0.5)                    # seconds
+        >>> for _ in range(5):
+        ...     governor.looked(0.1)                # seconds
         >>> for _ in range(2000):
         ...     governor.stepped(0.1)
         >>> governor.due(1000), governor.due(2000)  # 100 s would be needed; 200 s have passed
@@ -73,13 +76,13 @@ class Governor:
         """Whether to look at this step."""
         if step % self.every and self._looks:
             return False
-        if self.budget is None or not self._looks:
+        if self.budget is None or len(self._looks) < _LEAST:
             return True
         spent, elapsed, _, look, *_ = self._at(step)
         return spent + look <= self.budget * elapsed
 
     def watches(self, step: int) -> bool:
-        """Whether there is time for a check at this step: those get half of the budget.
+        """Whether there is time for a check at this step: those get a third of the budget.
 
         The first three are made in any case: before, what one takes is not known.
         """

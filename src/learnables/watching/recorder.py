@@ -90,7 +90,7 @@ def watch(
         quantities: Which of ``"weight"``, ``"gradient"``, ``"update"``.
         histogram: Whether to record histograms by sign and exponent.
         budget: Longest time for watching, as a share of the time for training; looks are put off
-            to keep to it. None for no bound.
+            to keep to it, but for the first five. None for no bound.
         on_alarm: Called with each alarm; what it raises ends the training. ``"stop"`` raises
             `AlarmRaised` for those of severity error.
         scaler: The ``torch.amp.GradScaler``, so that the steps it skips are recorded too where
