@@ -91,7 +91,8 @@ def test_killed_at_every_system_call_of_the_very_first_save(tmp_path):
 class TwoRanks:
     """A model that two processes share by FSDP2; `save` is called on both."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, sharded: bool = False) -> None:
+        self.sharded = sharded
         self.path, self.meeting = folder / "c.safetensors", folder / "meeting"
         self.meeting.mkdir()
         self.turn = 0
@@ -114,7 +115,7 @@ class TwoRanks:
         self.held = model, optimizer
 
     def save(self) -> None:
-        ln.save_checkpoint(self.path, *self.held, step=2)
+        ln.save_checkpoint(self.path, *self.held, step=2, sharded=self.sharded)
 
     def killed_at(self, call: int) -> Fate:
         """Save in two processes, of which the writing one is killed."""
@@ -137,15 +138,16 @@ class TwoRanks:
 def survives(ranks: TwoRanks, call: int) -> Fate:
     """Kill at this call; what is there must be whole, and old only before the end."""
     fate = ranks.killed_at(call)
-    step = holds(ranks.path)
+    step = holds(ranks.path)  # of sharded ones, every part of all ranks
     assert step == 2 or fate.reached
     if step == 2:
         ln.save_checkpoint(ranks.path, *build(1), step=1)
     return fate
 
 
-def test_the_writing_one_of_two_ranks_is_killed(tmp_path):
-    ranks = TwoRanks(tmp_path)
+@pytest.mark.parametrize("sharded", [False, True], ids=["gathered", "sharded"])
+def test_the_writing_one_of_two_ranks_is_killed(tmp_path, sharded):
+    ranks = TwoRanks(tmp_path, sharded=sharded)
     ln.save_checkpoint(ranks.path, *build(1), step=1)
     last = survives(ranks, 10**9).calls
     for call in range(last, 1, -max(1, last // 5)):
@@ -153,8 +155,9 @@ def test_the_writing_one_of_two_ranks_is_killed(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_writing_one_of_two_ranks_is_killed_at_every_system_call(tmp_path):
-    ranks = TwoRanks(tmp_path)
+@pytest.mark.parametrize("sharded", [False, True], ids=["gathered", "sharded"])
+def test_the_writing_one_of_two_ranks_is_killed_at_every_system_call(tmp_path, sharded):
+    ranks = TwoRanks(tmp_path, sharded=sharded)
     ln.save_checkpoint(ranks.path, *build(1), step=1)
     call = 1
     while survives(ranks, call).reached:

@@ -31,6 +31,7 @@ from learnables.policy.attach import attach, attachment_of
 from learnables.runtime.atomic import replace_file
 from learnables.runtime.plain import flatten, unflatten
 from learnables.runtime.renaming import Rename, Renaming, plain_names
+from learnables.runtime.sharded import Shards, agree, discard, sweep, write_shards
 from learnables.runtime.untrusted import FORMAT, read_meta, refuse
 
 _OURS = "learnables/"
@@ -97,9 +98,12 @@ class Checkpoint:
         path: The file.
         step: The step it was saved at, or None.
         extra: What the caller added.
-        model: The model's state dict; a tied tensor stands under each of its names.
+        model: The model's state dict; a tied tensor stands under each of its names. Of a sharded
+            checkpoint that was loaded into a sharded model, the parts of this rank; what the model
+            lacks is on the meta device.
         meta: Everything else, as plain data with tensors in it.
         matched: What went where, once it was loaded; ``print(checkpoint.matched)``.
+        shards: The files of a sharded checkpoint, or None.
     """
 
     path: Path
@@ -108,6 +112,7 @@ class Checkpoint:
     model: dict[str, Any]
     meta: dict[str, Any]
     matched: Matched = field(default_factory=Matched)
+    shards: Shards | None = None
 
     @property
     def ties(self) -> dict[str, str]:
@@ -128,6 +133,7 @@ def save_checkpoint(
     step: int | None = None,
     extra: Mapping[str, Any] | None = None,
     random_state: bool = True,
+    sharded: bool = False,
 ) -> Path:
     """Write a checkpoint that replaces ``path`` as a whole or not at all.
 
@@ -143,6 +149,9 @@ def save_checkpoint(
         step: How far training is.
         extra: Plain data of your own: numbers, strings, tensors, and dicts and lists of them.
         random_state: Whether to keep the random states of torch (CPU and CUDA), numpy and Python.
+        sharded: Whether each rank writes its own part of what is sharded, in parallel and without
+            gathering it, into a folder beside ``path``; ``load_checkpoint(path)`` finds it there,
+            with any number of ranks. For models that do not fit into the memory of one host.
 
     Returns:
         The path.
@@ -164,10 +173,11 @@ def save_checkpoint(
         Time of writing the bytes to the disk, with fsync; memory of one copy in host memory of
         whatever does not lie there contiguously. In several processes rank 0 writes and the others
         return at once, except that the parts of DTensors are gathered: then all ranks must call.
+        With ``sharded`` all must call, and a rank needs memory for one copy of its own part.
     """
     path = Path(path)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-    pile = _Pile()
+    pile = _Pile(keeps_shards=sharded)
     meta: dict[str, Any] = {
         "format": FORMAT,
         "torch": torch.__version__,
@@ -180,16 +190,19 @@ def save_checkpoint(
             for i, opt in enumerate(optimizers)
         ],
         "also": {
-            name: flatten(part.state_dict(), pile.put, f"{_OURS}also/{name}")
+            name: flatten(part.state_dict(), pile.put_whole, f"{_OURS}also/{name}")
             for name, part in (also or {}).items()
         },
-        "random": flatten(_random_states(), pile.put, f"{_OURS}random") if random_state else None,
-        "extra": flatten(dict(extra or {}), pile.put, f"{_OURS}extra"),
+        "random": flatten(_random_states(), pile.put_whole, f"{_OURS}random")
+        if random_state
+        else None,
+        "extra": flatten(dict(extra or {}), pile.put_whole, f"{_OURS}extra"),
     }
-    if is_rank_zero():
-        header = _header(meta, pile)
+    if sharded:
+        _write_sharded(path, meta, pile)
+    elif is_rank_zero():
         try:
-            replace_file(path, lambda partial: save_file(pile.tensors, partial, header))
+            _write_file(path, meta, pile)
         except (OSError, SafetensorError) as error:
             raise CheckpointError(
                 "the checkpoint cannot be written",
@@ -199,18 +212,68 @@ def save_checkpoint(
                 "folder that can be written",
                 mend="make room and save again; the file that was there before is untouched",
             ) from error
+        sweep(path, keep=None)  # of a sharded one that it has replaced
     return path
+
+
+def _write_file(path: Path, meta: dict[str, Any], pile: "_Pile") -> None:
+    header = _header(meta, pile)
+    replace_file(path, lambda partial: save_file(pile.tensors, partial, header))
+
+
+def _write_sharded(path: Path, meta: dict[str, Any], pile: "_Pile") -> None:
+    """The parts first; the file that says which parts are meant, last: until then the old ones are.
+
+    Raises:
+        CheckpointError: A rank could not write; on all ranks alike.
+    """
+    meta["shards"], said = write_shards(path, pile.shards), ""
+    if is_rank_zero():
+        try:
+            _write_file(path, meta, pile)
+        except (OSError, SafetensorError, ValueError, RuntimeError) as error:  # else others wait
+            discard(path, meta["shards"])
+            said = str(error)
+        else:
+            sweep(path, keep=meta["shards"]["folder"])
+    agree(path, said)
 
 
 class _Pile:
     """The tensors of one file: on the CPU, contiguous, each with memory of its own."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, keeps_shards: bool = False) -> None:
         self.tensors: dict[str, Tensor] = {}
+        self.shards: dict[str, Tensor] = {}
+        self._keeps_shards = keeps_shards
         self.complex128: list[str] = []
         self._storages: set[tuple[str, int]] = set()
 
     def put(self, key: str, x: Tensor) -> None:
+        """Take a tensor; a DTensor as it is where parts are kept, else put together.
+
+        Raises:
+            CheckpointError: It cannot be written.
+        """
+        if not (self._keeps_shards and is_dtensor(x)):
+            self.put_whole(key, x)
+            return
+        if x.dtype is torch.complex128:
+            raise CheckpointError(
+                "a sharded tensor of this dtype cannot be written",
+                where=key,
+                found="torch.complex128, which safetensors lacks",
+                wanted="torch.complex64, or a checkpoint in one file",
+                mend="ln.save_checkpoint(path, model, optimizer)",
+            )
+        self.shards[key] = x
+
+    def put_whole(self, key: str, x: Tensor) -> None:
+        """Take a tensor, a DTensor put together by a collective call.
+
+        Raises:
+            CheckpointError: It has no plain values.
+        """
         if x.layout is not torch.strided or x.is_quantized or x.device.type == "meta":
             raise CheckpointError(
                 "this tensor has no plain values to save",
@@ -369,12 +432,34 @@ def _random_states() -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a file whole and verify every checksum, without a model.
+    """Read a file whole and verify every checksum, without a model; the parts of a sharded one too.
 
     Raises:
         CheckpointError: There is no such file, it is damaged, or it is not ours.
     """
-    path = Path(path)
+    checkpoint = open_checkpoint(path, together=False)
+    shards = checkpoint.shards
+    return checkpoint if shards is None else _filled(checkpoint, dict.fromkeys(shards.places))
+
+
+def open_checkpoint(path: str | Path, *, together: bool = True) -> Checkpoint:
+    """As `read_checkpoint`, but the parts of a sharded one are looked at only, and not yet read.
+
+    Args:
+        path: The file.
+        together: Whether all ranks call; they share the work of looking at the parts, and where one
+            finds a part damaged, all raise.
+
+    Raises:
+        CheckpointError: As there.
+    """
+    checkpoint = _open(Path(path))
+    if checkpoint.shards is not None:
+        checkpoint.shards.verify(together=together)
+    return checkpoint
+
+
+def _open(path: Path) -> Checkpoint:
     for _ in range(_TRIES):
         before = _identity(path)
         try:
@@ -402,7 +487,12 @@ def _read(path: Path) -> Checkpoint:
         _verify(path, meta["crc32"], tensors)
         for key in meta["complex128"]:
             tensors[key] = torch.view_as_complex(tensors[key])
-        return _assemble(path, meta, tensors)
+        shards = Shards(path, meta["shards"]) if "shards" in meta else None
+        if shards is not None:
+            if tensors.keys() & shards.places.keys():
+                refuse(path, "a tensor lies both in it and in its parts")
+            tensors.update(shards.places)
+        return replace(_assemble(path, meta, tensors), shards=shards)
     except CheckpointError as error:
         if error.where:
             raise
@@ -505,7 +595,7 @@ def load_checkpoint(
     Cost:
         The file once in host memory, and a second copy of the model while it is loaded.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = open_checkpoint(path)
     return restore(
         checkpoint,
         model,
@@ -527,7 +617,7 @@ def restore(
     rename: Rename = None,
     allow: str | Sequence[str] = (),
 ) -> Checkpoint:
-    """As `load_checkpoint`, from a file that `read_checkpoint` has read.
+    """As `load_checkpoint`, from a file that `open_checkpoint` or `read_checkpoint` has read.
 
     Raises:
         CheckpointError: It is one of another model.
@@ -536,6 +626,7 @@ def restore(
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     names = plain_names(model.state_dict())
     checkpoint, renamed = _renamed(checkpoint, Renaming(checkpoint.model, names.values(), rename))
+    checkpoint = _filled(checkpoint, _likes(checkpoint, model, optimizers))
     meta, also = checkpoint.meta, also or {}
     absent = [name for name in also if name not in meta["also"]]
     if absent or (optimizers and len(optimizers) != len(meta["optimizers"])):
@@ -566,6 +657,65 @@ def restore(
     changed = _compare_policies(meta["policy"], model)
     matched = replace(matched, renamed=renamed, anew=anew, changed=changed)
     return replace(checkpoint, matched=matched)
+
+
+def _likes(
+    checkpoint: Checkpoint, model: nn.Module, optimizers: Sequence[Optimizer]
+) -> dict[str, Tensor | None]:
+    """Key of each sharded tensor that is wanted here → the tensor that says how it is cut."""
+    shards, own = checkpoint.shards, model.state_dict()
+    if shards is None:
+        return {}
+    walk = {_one_name(entry): entry for entry in entries(model)}
+    likes: dict[str, Tensor | None] = {}
+
+    def want(found: object, like: Tensor | None) -> None:
+        for x in _tensors_in(found):
+            if (key := shards.key_of(x)) is not None:
+                likes.setdefault(key, like)
+
+    for key, name in plain_names(own).items():
+        want(checkpoint.model.get(name), own[key])
+    for part in checkpoint.meta["optimizers"] if optimizers else ():
+        for name, state in part["state"].items():
+            if name in walk:
+                want(state, walk[name].param)
+    for name, value in checkpoint.meta["initial"].items():
+        if name in walk:
+            want(value, walk[name].initial)
+    return likes
+
+
+def _tensors_in(value: Any) -> list[Tensor]:
+    if isinstance(value, Tensor):
+        return [value]
+    parts = value.values() if isinstance(value, dict) else value
+    return (
+        [x for p in parts for x in _tensors_in(p)] if isinstance(value, (dict, list, tuple)) else []
+    )
+
+
+def _filled(checkpoint: Checkpoint, likes: Mapping[str, Tensor | None]) -> Checkpoint:
+    """With the values of these sharded tensors where their places were."""
+    shards = checkpoint.shards
+    if shards is None or not likes:
+        return checkpoint
+    made = shards.fill(likes, together=any(like is not None for like in likes.values()))
+
+    def put(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return made.get(shards.key_of(value) or "", value)
+        if isinstance(value, dict):
+            return {key: put(part) for key, part in value.items()}
+        if isinstance(value, (list, tuple)):
+            return type(value)(map(put, value))
+        return value
+
+    meta = {**checkpoint.meta, "initial": put(checkpoint.meta["initial"])}
+    meta["optimizers"] = [
+        {**part, "state": put(part["state"])} for part in checkpoint.meta["optimizers"]
+    ]
+    return replace(checkpoint, model=put(checkpoint.model), meta=meta)
 
 
 class _Allowed:
@@ -748,7 +898,7 @@ def _compare_ties(checkpoint: Checkpoint, own: Mapping[str, Any], names: dict[st
         name, same = names[key], (storage_key(value), value.storage_offset(), value.shape)
         source = first.setdefault(same, name)
         a, b = checkpoint.model.get(name), checkpoint.model.get(source)
-        if isinstance(a, Tensor) and isinstance(b, Tensor) and not torch.equal(a, b):
+        if a is not b and isinstance(a, Tensor) and isinstance(b, Tensor) and _differ(a, b):
             raise CheckpointError(
                 "the checkpoint has two different values for one tied parameter",
                 where=f"{source}, {name}",
@@ -766,6 +916,10 @@ def _compare_ties(checkpoint: Checkpoint, own: Mapping[str, Any], names: dict[st
             wanted="one Parameter under each of these names",
             mend=f"ln.tie(model, {sorted(loose)[0]!r}, {checkpoint.ties[sorted(loose)[0]]!r})",
         )
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    return not torch.equal(gather(a), gather(b))
 
 
 def _resize_rules(model: nn.Module) -> dict[str, str]:
@@ -917,8 +1071,8 @@ def _load_initial(
                 fitting = value.to(note.initial.device if not _on_meta(note.initial) else "cpu")
                 put_note(place.owner, place.local_name, replace(note, initial=fitting))
     for optimizer in optimizers:
-        if attachment_of(optimizer) is not None:
-            attach(model, optimizers)  # it holds the old values
+        if (attachment := attachment_of(optimizer)) is not None:
+            attach(model, optimizers, **attachment.options)  # it holds the old values
             break
 
 

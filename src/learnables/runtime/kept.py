@@ -13,10 +13,11 @@ from learnables.errors import CheckpointError, LearnablesError, warn
 from learnables.runtime.checkpoint import (
     Checkpoint,
     is_rank_zero,
-    read_checkpoint,
+    open_checkpoint,
     restore,
     save_checkpoint,
 )
+from learnables.runtime.sharded import sweep
 from learnables.runtime.untrusted import read_meta
 
 _NAME = re.compile(r"step-(\d+)\.safetensors")
@@ -112,6 +113,7 @@ class Checkpoints:
             for old in paths.values():
                 if old not in kept:
                     old.unlink(missing_ok=True)
+                    sweep(old, keep=None)
         return path
 
     def load(
@@ -141,7 +143,7 @@ class Checkpoints:
         wanted = newest_first if which == "latest" else [best] if best is not None else []
         for path in wanted:
             try:
-                checkpoint = read_checkpoint(path)
+                checkpoint = open_checkpoint(path)
             except CheckpointError as error:
                 warn(
                     "a checkpoint cannot be read; an older one is taken",

@@ -79,8 +79,11 @@ def read_state(path: str | Path) -> StateFile:
             "there is no checkpoint", where=str(path), wanted="a safetensors or torch.save file"
         )
     with path.open("rb") as file:
-        magic = file.read(4)
-    if magic.startswith((b"PK\x03\x04", b"\x80")):
+        magic = file.read(9)
+    # The length of a safetensors header may begin with the byte of a pickle; JSON follows on it.
+    says_length = int.from_bytes(magic[:8], "little") <= path.stat().st_size - 8
+    is_safetensors = says_length and magic.endswith(b"{")
+    if magic.startswith((b"PK\x03\x04", b"\x80")) and not is_safetensors:
         return _read_torch(path)
     header = header_text(path)
     if '"learnables"' in header[:64]:

@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 from learnables.errors import CheckpointError
 
 FORMAT = 1
+FOLDER_OF_SHARDS = re.compile(r"[^/\\\0]+\.shards-[0-9a-f]{16}")
+FILE_OF_SHARDS = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _LENGTH = 8  # bytes at the front of a safetensors file: how long its header is
 _HEADER = 8 << 20  # a header may always be so long: about 25 000 tensors
 _SHARE = 4  # of a larger file this part may be header
@@ -228,4 +230,30 @@ def _check_form(path: Path, meta: dict[str, Any]) -> dict[str, Any]:
         for group in part(saved, "groups", list, "optimizer: "):
             names(group, "names", "group: ")
             part(group, "options", dict, "group: ")
+    if "shards" in meta and not _are_shards(meta["shards"]):
+        refuse(path, "its header has no right 'shards'")
     return meta
+
+
+def _are_shards(said: Any) -> bool:
+    """Whether a folder beside the file and files in it are named, and nothing elsewhere."""
+
+    def numbers(of: Any) -> bool:
+        return isinstance(of, list) and all(type(n) is int and n >= 0 for n in of)
+
+    if not isinstance(said, dict) or set(said) != {"folder", "files", "tensors"}:
+        return False
+    files, tensors = said["files"], said["tensors"]
+    return (
+        isinstance(said["folder"], str)
+        and FOLDER_OF_SHARDS.fullmatch(said["folder"]) is not None
+        and isinstance(files, dict)
+        and all(
+            FILE_OF_SHARDS.fullmatch(n) and numbers(f) and len(f) == 2 for n, f in files.items()
+        )
+        and isinstance(tensors, dict)
+        and all(
+            isinstance(t, list) and len(t) == 2 and isinstance(t[0], str) and numbers(t[1])
+            for t in tensors.values()
+        )
+    )
