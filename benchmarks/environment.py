@@ -131,12 +131,12 @@ def parts(name: str) -> dict[str, Any]:
 
 
 def where(environment: Mapping[str, Any], language: str) -> str:
-    """One line for below a table: the machine, its load, torch and the day."""
+    """One line for below a table, in brackets: the machine, its load, torch and the day."""
     e = environment
     load = "" if e["load_1min"] is None else f"{e['load_1min']:.1f}"
     text = {
-        "en": "{cpu}, {threads} thread(s), load {load} on {cores} cores, torch {torch}, {day}",
-        "zh": "{cpu}，{threads} 线程，负载 {load}（{cores} 核），torch {torch}，{day}",
+        "en": "({cpu}, {threads} thread(s), load {load} on {cores} cores, torch {torch}, {day})",
+        "zh": "（{cpu}，{threads} 线程，负载 {load}，{cores} 核，torch {torch}，{day}）",
     }[language]
     return text.format(**{**e, "load": load, "day": e["date"][:10]})
 

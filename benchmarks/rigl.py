@@ -80,8 +80,8 @@ TEXT = {
     "en": (
         "`learnables train vit --data {data}` with every matrix of its MLPs cut into blocks of "
         "{block} × {block}, of which a tenth is stored; {seeds} seeds, {steps} steps, exchanged "
-        "every {every} steps for three quarters of the training (`python benchmarks/rigl.py`; "
-        "{where}):",
+        "every {every} steps for three quarters of the training; `python benchmarks/rigl.py` "
+        "{where}:",
         "| MLPs | values in them | test accuracy, mean (lowest – highest) | below dense |",
         "points",
         {way: way for way in RULES},
@@ -89,8 +89,8 @@ TEXT = {
     "zh": (
         "`learnables train vit --data {data}`，MLP 的每个矩阵都切成 {block} × {block} 的块，"
         "只存十分之一；"
-        "{seeds} 个种子，{steps} 步，前四分之三的训练里每 {every} 步交换一次"
-        "（`python benchmarks/rigl.py`；{where}）：",
+        "{seeds} 个种子，{steps} 步，前四分之三的训练里每 {every} 步交换一次；"
+        "`python benchmarks/rigl.py`{where}：",
         "| MLP | 其中的数值 | 测试准确率，平均（最低 – 最高） | 比稠密低 |",
         "个百分点",
         {"dense": "稠密", "fixed blocks": "固定的块", "SET": "SET", "RigL": "RigL"},

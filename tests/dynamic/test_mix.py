@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from learnables.dynamic import FORMS, mix
-from learnables.dynamic.cost import chunk_of, tile_of
+from learnables.dynamic.cost import by_samples, chunk_of, samples_of, tile_of
 from learnables.errors import ShapeError
 
 sizes = st.tuples(st.integers(0, 5), st.integers(0, 5), *[st.integers(1, 6)] * 3)  # B T I O K
@@ -46,6 +46,22 @@ def test_loops_over_pieces_lose_nothing(form, size) -> None:
         torch.autograd.grad(mix(h, bank, x, form=form), (h, bank, x), g),
         torch.autograd.grad(mix(h, bank, x, form="materialised"), (h, bank, x), g),
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_whole_weights_of_some_samples_at_a_time_lose_nothing(dtype) -> None:
+    B, T, I, O, _ = size = 4, 256, 520, 520, 2  # noqa: E741
+    assert by_samples(*size)
+    assert samples_of(B, I, O) == 1
+    h, bank, x = leaves(*size, dtype=dtype)
+    g = torch.randn(B, T, O, dtype=dtype)
+    exact = [t.detach().double().requires_grad_() for t in (h, bank, x)]
+    y, wanted = mix(h, bank, x, form="chunked"), by_loop(*exact)
+    ours = [y, *torch.autograd.grad(y, (h, bank, x), g)]
+    theirs = [wanted, *torch.autograd.grad(wanted, exact, g.double())]
+    for one, other in zip(ours, theirs, strict=True):
+        off = (one.double() - other).abs().max() / other.abs().max()
+        assert off <= 4 * torch.finfo(dtype).eps * (1 if dtype == torch.bfloat16 else 100)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learnables.dynamic.cost import FORMS, chunk_of, quickest, tile_of
+from learnables.dynamic.cost import FORMS, by_samples, chunk_of, quickest, samples_of, tile_of
 from learnables.errors import ShapeError
 
 _HALF = (torch.bfloat16, torch.float16)
@@ -23,8 +23,8 @@ def mix(
 
     * ``"materialised"``: the (I, O) matrix of each sample, then one batched product. Keeps all B
       matrices for the backward pass.
-    * ``"chunked"``: the same, a few rows of all matrices at a time, made again in the backward
-      pass. Keeps h, A and x only.
+    * ``"chunked"``: the same, a few rows of all matrices or a few whole ones at a time, made again
+      in the backward pass. Keeps h, A and x only.
     * ``"reassociated"``: (h_b ⊗ x_b) · A, with A as one (K·I, O) matrix. Keeps h, A and x only. As
       many flop as the product with K dense matrices, hence for few rows of each sample.
 
@@ -140,13 +140,16 @@ _operator.register_autograd(
 
 
 def _chunked(h: Tensor, bank: Tensor, x: Tensor) -> Tensor:
-    (K, I, O), B = bank.shape, h.shape[0]  # noqa: E741
+    (K, I, O), (B, T, _) = bank.shape, x.shape  # noqa: E741
     flat = bank.view(K, I * O)
-    y = x.new_zeros(B, x.shape[1], O, dtype=_wide(x))
-    step = chunk_of(B, I, O)
-    for at in range(0, I, step):
-        part = slice(at, at + step)
-        weight = (h @ flat[:, at * O : (at + step) * O]).view(B, min(step, I - at), O)
+    if by_samples(B, T, I, O, K):
+        y = x.new_empty(B, T, O)
+        for part in _pieces(B, samples_of(B, I, O)):
+            torch.bmm(x[part], (h[part] @ flat).view(-1, I, O), out=y[part])
+        return y
+    y = x.new_zeros(B, T, O, dtype=_wide(x))
+    for part in _pieces(I, chunk_of(B, I, O)):
+        weight = (h @ flat[:, part.start * O : part.stop * O]).view(B, -1, O)
         if y.dtype == x.dtype:
             y.baddbmm_(x[:, :, part], weight)
         else:
@@ -157,14 +160,16 @@ def _chunked(h: Tensor, bank: Tensor, x: Tensor) -> Tensor:
 def _chunked_gradients(
     h: Tensor, bank: Tensor, x: Tensor, g: Tensor, gh: Tensor, gbank: Tensor, gx: Tensor
 ) -> None:
-    (K, I, O), B = bank.shape, h.shape[0]  # noqa: E741
+    (K, I, O), (B, T, _) = bank.shape, x.shape  # noqa: E741
+    if by_samples(B, T, I, O, K):
+        _gradients_by_samples(h, bank, x, g, gh, gbank, gx)
+        return
     flat = bank.view(K, I * O)
     sum_gh = torch.zeros_like(gh, dtype=_wide(gh))
-    step = chunk_of(B, I, O)
-    for at in range(0, I, step):
-        part, flat_part = slice(at, at + step), slice(at * O, (at + step) * O)
+    for part in _pieces(I, chunk_of(B, I, O)):
+        flat_part = slice(part.start * O, part.stop * O)
         if gx.numel():
-            weight = (h @ flat[:, flat_part]).view(B, min(step, I - at), O)
+            weight = (h @ flat[:, flat_part]).view(B, -1, O)
             gx[:, :, part] = torch.bmm(g, weight.mT)
         if not gh.numel() and not gbank.numel():
             continue
@@ -174,6 +179,31 @@ def _chunked_gradients(
         if gh.numel():
             sum_gh += gweight @ flat[:, flat_part].mT
     gh.copy_(sum_gh)
+
+
+def _gradients_by_samples(
+    h: Tensor, bank: Tensor, x: Tensor, g: Tensor, gh: Tensor, gbank: Tensor, gx: Tensor
+) -> None:
+    K, I, O = bank.shape  # noqa: E741
+    flat, B = bank.view(K, I * O), len(x)
+    sum_gbank = torch.zeros_like(gbank, dtype=_wide(gbank)).view(-1, I * O)
+    for part in _pieces(B, samples_of(B, I, O)):
+        if gx.numel():
+            gx[part] = torch.bmm(g[part], (h[part] @ flat).view(-1, I, O).mT)
+        if not gh.numel() and not gbank.numel():
+            continue
+        gweight = torch.bmm(x[part].mT, g[part]).flatten(1)
+        if gbank.numel() and sum_gbank.dtype == gweight.dtype:
+            sum_gbank.addmm_(h[part].mT, gweight)
+        elif gbank.numel():
+            sum_gbank += h[part].mT @ gweight
+        if gh.numel():
+            gh[part] = gweight @ flat.mT
+    gbank.copy_(sum_gbank.view(gbank.shape))
+
+
+def _pieces(size: int, step: int) -> list[slice]:
+    return [slice(at, min(at + step, size)) for at in range(0, size, step)]
 
 
 def _reassociated(h: Tensor, bank: Tensor, x: Tensor) -> Tensor:

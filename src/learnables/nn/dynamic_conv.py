@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from learnables.dynamic.cost import quickest
+from learnables.dynamic.cost import quickest_convolution
 from learnables.dynamic.scale import GATES, second_moment, sum_of_squares
 from learnables.errors import ShapeError
 from learnables.nn.component import Component
@@ -139,8 +139,10 @@ class DynamicConv2d(Component):
         places = 1
         for size in (h, w):
             places *= max((size + 2 * self.padding - reach) // self.stride + 1, 1)
-        inputs = self.in_channels * self.kernel_size**2
-        form = self.form or quickest(_FORMS, B, places, inputs, self.out_channels, self.bases)
+        taps = self.kernel_size**2
+        form = self.form or quickest_convolution(
+            B, places, self.in_channels, taps, self.out_channels, self.bases
+        )
         if form == "reassociated":
             return self._reassociated(a, x)
         kernels = self.weights(condition, a)
