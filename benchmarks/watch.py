@@ -248,7 +248,7 @@ CHINESE = {
     "where": (
         "完整的示例训练（digits），{steps} 步，{pairs} 对轮流进行的 epoch；{cpu}，{threads} 线程，"
         "torch {torch}，{date}。示例要求每 {asked_every} 步观测一次，允许占用 {budget:.0%}；"
-        "调节器自己的账上用了 {governors_own_account:.2%}。"
+        "调速器自己的账上用了 {governors_own_account:.2%}。"
     ),
 }
 

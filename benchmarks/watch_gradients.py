@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from environment import save
+from environment import environment, publish, save
 from torch import Tensor, nn
 
 import learnables as ln
@@ -172,6 +172,56 @@ def _cells(world: str, folder: str) -> list[dict[str, Any]]:
     return found
 
 
+ENGLISH = {
+    "head": "precision | micro-batches | clipped | 1 process | DDP | FSDP2 | a tensor hook",
+    "yes": "yes",
+    "no": "no",
+    "equal": "equal",
+    "wrong": "**wrong**",
+    "off": "off by",
+    "where": (
+        "torch {torch}, {system}, {date}; gloo. The last column is the mechanism of `wandb.watch`, "
+        "`Tensor.register_hook`, in the same steps: how far the norm that it sees is from the one "
+        "consumed, in one process and under DDP. It is not defined under FSDP2."
+    ),
+}
+CHINESE = {
+    "head": "精度 | 微批次 | 裁剪 | 单进程 | DDP | FSDP2 | 张量钩子",
+    "yes": "是",
+    "no": "否",
+    "equal": "相同",
+    "wrong": "**不同**",
+    "off": "相差",
+    "where": (
+        "torch {torch}，{system}，{date}；gloo。最后一列是 `wandb.watch` 的机制 "
+        "`Tensor.register_hook` 在同样的步里看到的：它看到的范数与被消费的范数相差多少倍，"
+        "单进程与 DDP。在 FSDP2 下它没有定义。"
+    ),
+}
+
+
+def in_words(rows: list[dict[str, Any]], words: dict[str, str]) -> list[str]:
+    lines = [f"| {words['head']} |", "|---" * 7 + "|"]
+    for precision, accumulate, clip in CELLS:
+        cells = [
+            row
+            for row in rows
+            if (row["precision"], row["accumulation"], row["clip"]) == (precision, accumulate, clip)
+        ]
+        marks = [
+            words["equal" if row["equal"] and row["skips marked"] else "wrong"] for row in cells
+        ]
+        far = [row["tensor hook is off by"] for row in cells[:2]]
+        hook = " / ".join(
+            words["equal"] if x == 1 else f"{words['off']} {x:,.{0 if x >= 100 else 1}f}×"
+            for x in far
+        )
+        clipped = words["yes" if clip else "no"]
+        lines.append("| " + " | ".join([precision, str(accumulate), clipped, *marks, hook]) + " |")
+    here = environment()
+    return [*lines, "", words["where"].format(**{**here, "date": here["date"][:10]})]
+
+
 def main() -> int:
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
@@ -183,18 +233,7 @@ def main() -> int:
             mp.spawn(_worker, (world, folder, port), nprocs=2)
             rows += torch.load(f"{folder}/{world}-0.pt", weights_only=True)
     good = sum(row["equal"] and row["skips marked"] for row in rows)
-    print(f"{'precision':22}{'micro-batches':15}{'clip':6}", *(f"{w:>12}" for w in WORLDS))
-    for precision, accumulate, clip in CELLS:
-        cells = [
-            row
-            for row in rows
-            if (row["precision"], row["accumulation"], row["clip"]) == (precision, accumulate, clip)
-        ]
-        marks = ["equal" if row["equal"] and row["skips marked"] else "WRONG" for row in cells]
-        print(
-            f"{precision:22}{accumulate:<15}{'yes' if clip else 'no':6}",
-            *(f"{m:>12}" for m in marks),
-        )
+    print("\n".join(in_words(rows, ENGLISH)))
     print(f"recorded = consumed in {good} of {len(rows)} cells")
     from watch_trainers import table  # which takes the model and the judge from here
 
@@ -202,6 +241,8 @@ def main() -> int:
         inside = table(folder)
     if "--no-save" not in sys.argv:
         save("watch_gradients", rows, good=good, cells=len(rows))
+        pages = {"en": in_words(rows, ENGLISH), "zh": in_words(rows, CHINESE)}
+        publish("watch", "benchmarks/watch_gradients.py", pages)
     return good != len(rows) or not all(row["equal"] and row["skips marked"] for row in inside)
 
 
