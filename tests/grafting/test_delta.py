@@ -9,7 +9,8 @@ from tests.grafting.test_graft import Plus, Stack
 from torch import nn
 
 import learnables as ln
-from learnables.errors import CheckpointError
+from learnables.auditing.inspection import inspect_file, run_inspect
+from learnables.errors import CheckpointError, LearnablesWarning
 
 
 def fresh(seed=0):
@@ -106,8 +107,8 @@ def rewritten(file, change):
 
 def test_a_newer_file_is_refused(tmp_path):
     file = saved(tmp_path)
-    rewritten(file, lambda meta: meta.update(format=2))
-    with pytest.raises(CheckpointError, match="newer version"):
+    rewritten(file, lambda meta: meta.update(format=2, learnables="9.1.0"))
+    with pytest.raises(CheckpointError, match=r"newer version[\s\S]*format 2, of learnables 9.1.0"):
         ln.load_delta(fresh(), file)
 
 
@@ -121,7 +122,8 @@ def test_no_class_is_looked_up_outside_the_components(tmp_path):
 
 def test_other_numbers_of_prompts_are_resized_and_other_widths_refused(tmp_path):
     file, model = saved(tmp_path), fresh()
-    (handle,) = ln.load_delta(model, file, components={"extra": ln.nn.Prompts(6, 8)})
+    with pytest.warns(LearnablesWarning, match=r"extra.tokens \(1, 4, 8\) → \(1, 6, 8\)"):
+        (handle,) = ln.load_delta(model, file, components={"extra": ln.nn.Prompts(6, 8)})
     kept = load_file(file)["extra.tokens"]
     assert torch.equal(handle.component.tokens[:, :4], kept)
     registers = {"extra": ln.nn.RegisterTokens(2, 8)}
@@ -137,3 +139,51 @@ def test_what_is_no_delta_is_refused(tmp_path):
         ln.load_delta(fresh(), tmp_path / "junk")
     with pytest.raises(CheckpointError, match="no graft"):
         ln.save_delta(fresh(), tmp_path / "x")
+
+
+def test_the_file_says_what_went_where_and_which_library_wrote_it(tmp_path):
+    seen = inspect_file(saved(tmp_path))
+    assert seen.kind == "ln.save_delta"
+    assert seen.about["learnables"] == ln.__version__
+    page = str(seen)
+    assert "graft extra: Prompts at 'blocks.0 … blocks.2 (3 modules)', where='tokens'" in page
+    assert "1 tensors, 32 values" in page
+
+
+def test_beside_its_base_model_a_delta_lacks_nothing(tmp_path):
+    model, file = fresh(), tmp_path / "delta"
+    ln.graft(model, "extra", ln.nn.Prompts(4, 8), "blocks.*")
+    trained(model, torch.randn(2, 5, 3))
+    ln.save_delta(model, file)
+    seen = inspect_file(file, fresh())
+    assert seen.ok, str(seen)
+    assert seen.added == ["extra.tokens"]
+    assert "beside the model: 2 of 3 names" in str(seen)
+    assert run_inspect(file, output=tmp_path / "page") == 0
+    other = nn.Sequential(nn.Linear(2, 2))
+    assert inspect_file(file, other).unexpected == ["head.bias", "head.weight"]
+
+
+def test_a_header_of_nonsense_is_refused_by_inspect(tmp_path):
+    for change in (
+        lambda meta: meta.pop("grafts"),
+        lambda meta: meta.update(grafts=[{"name": "extra", "at": []}]),
+        lambda meta: meta.update(base=None),
+    ):
+        file = saved(tmp_path)
+        rewritten(file, change)
+        with pytest.raises(CheckpointError, match="nothing right about grafts"):
+            inspect_file(file)
+
+
+def test_a_name_that_the_model_has_not_offers_the_nearest(tmp_path):
+    model, file = fresh(), tmp_path / "delta"
+    ln.graft(model, "extra", ln.nn.Prompts(4, 8), "blocks.*")
+    ln.train_only(model, ["extra.*", "head.*"])
+    ln.save_delta(model, file)
+    other = fresh()
+    other.header = other.head
+    del other.head
+    with pytest.raises(CheckpointError, match=r"where: head.bias[\s\S]*header.bias"):
+        ln.load_delta(other, file)
+    assert not hasattr(other, "extra")

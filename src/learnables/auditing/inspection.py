@@ -47,6 +47,7 @@ class Inspection:
         prefix: What all names of the file had in front, and the model's have not.
         missing: Names of the model that the file lacks.
         unexpected: Names of the file that the model lacks.
+        added: Names that a delta brings with it.
         misshaped: Name → both shapes, where no resize rule makes one of the other.
         resized: Name → both shapes, where a resize rule does.
         untied: Names that are one Parameter in the model and have different values in the file.
@@ -69,6 +70,7 @@ class Inspection:
     prefix: str = ""
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
+    added: list[str] = field(default_factory=list)
     misshaped: dict[str, str] = field(default_factory=dict)
     resized: dict[str, str] = field(default_factory=dict)
     untied: list[str] = field(default_factory=list)
@@ -104,7 +106,7 @@ def inspect_file(
     """Compare a file with a model that was just built, and with another file.
 
     Args:
-        path: A file of `ln.save_checkpoint`, of safetensors or of ``torch.save``.
+        path: A file of `ln.save_checkpoint`, `ln.save_delta`, safetensors or ``torch.save``.
         model: Just built, so that its values are the initial ones; it is not changed.
         base: A file to measure the difference from, such as the pretrained one.
         called: What the text calls the model.
@@ -157,8 +159,11 @@ def _compare_with_model(seen: Inspection, file: StateFile, model: nn.Module) -> 
     renaming = Renaming(list(held), list(own))
     held = {renaming(name): x for name, x in held.items()}
     seen.prefix = _prefix(file.state, held)
-    seen.missing = [name for name in own if name not in held]
-    seen.unexpected = [name for name in held if name not in own]
+    is_delta = file.kind == "ln.save_delta"  # holds what it adds and what trained, not the rest
+    fronts = tuple(f"{name}." for name in file.added)
+    seen.missing = [name for name in own if name not in held and not is_delta]
+    seen.unexpected = [n for n in held if n not in own and not (fronts and n.startswith(fronts))]
+    seen.added = [name for name in held if name not in own and name not in seen.unexpected]
     resizable = _resizable(model)
     for name, x in held.items():
         if name in own and x.shape != own[name].shape:
@@ -332,10 +337,11 @@ def _page(seen: Inspection) -> Iterator[str]:
 
 def _page_of_model(seen: Inspection) -> Iterator[str]:
     yield ""
-    fits = len(seen.tensors) - len(seen.unexpected) - len(seen.misshaped)
+    fits = len(seen.tensors) - len(seen.unexpected) - len(seen.misshaped) - len(seen.added)
     yield f"beside {visible(seen.model)}: {fits} of {len(seen.tensors)} names and shapes fit"
     if seen.prefix:
         yield f"  all names have {visible(seen.prefix)!r} in front; compared without"
+    yield from _list("added by the delta", seen.added)
     yield from _list("missing", seen.missing)
     yield from _list("unexpected", seen.unexpected)
     yield from _list("another shape", [f"{n}: {how}" for n, how in seen.misshaped.items()])

@@ -6,9 +6,11 @@ class is looked up by a name from the file: only those of `learnables.nn` and wh
 over.
 """
 
+import difflib
 import json
 import zlib
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +21,15 @@ from torch import Tensor, nn
 
 import learnables.nn as components_of_ours
 from learnables._torch import gather
-from learnables.errors import CheckpointError
+from learnables.errors import CheckpointError, warn
 from learnables.grafting.graft import Graft, graft, grafts_of
 from learnables.nn.component import Component, built_with
 from learnables.notes import note_of
 from learnables.runtime.atomic import replace_file
+from learnables.runtime.reading import DELTA
 from learnables.runtime.untrusted import header_text
 
 FORMAT = 1
-_KEY = "learnables_delta"
 
 
 def save_delta(model: nn.Module, path: str | Path) -> tuple[str, ...]:
@@ -78,11 +80,12 @@ def save_delta(model: nn.Module, path: str | Path) -> tuple[str, ...]:
     }
     meta = {
         "format": FORMAT,
+        "learnables": version("learnables"),
         "grafts": [_describe(g) for g in grafts],
         "base": _fingerprint(model, {*kept}),
     }
     text = json.dumps(meta, allow_nan=False)
-    replace_file(Path(path), lambda partial: save_file(kept, partial, metadata={_KEY: text}))
+    replace_file(Path(path), lambda partial: save_file(kept, partial, metadata={DELTA: text}))
     return tuple(sorted(kept))
 
 
@@ -94,7 +97,8 @@ def load_delta(
 ) -> tuple[Graft, ...]:
     """Put what `save_delta` wrote into ``model``, a fresh copy of the model it was saved from.
 
-    Everything is read and compared before anything is changed.
+    Everything is read and compared before anything is changed. A tensor of another size that its
+    component can resize is resized, and a `LearnablesWarning` says which.
 
     Args:
         model: The base model, with its base weights and without these grafts.
@@ -112,6 +116,10 @@ def load_delta(
     path = Path(path)
     meta, tensors = _read(path)
     base, grafts = _parts(path, meta)
+    added = tuple(f"{name}." for name, *_ in grafts)
+    for name in tensors:
+        if not name.startswith(added):
+            _check_place(path, name, model.state_dict())
     found = _fingerprint(model, {*tensors})
     for part, what in (("names", "names and shapes"), ("values", "values")):
         if base.get(part) != found[part]:
@@ -125,7 +133,8 @@ def load_delta(
     made = {name: _build(path, name, spec, components or {}) for name, _, _, spec in grafts}
     own = dict(model.state_dict())
     own.update({f"{n}.{key}": x for n, c in made.items() for key, x in c.state_dict().items()})
-    resized = {name: _fit(path, name, x, own, made) for name, x in tensors.items()}
+    for name, x in tensors.items():
+        _check_fit(path, name, x, own, made, model)
     handles: list[Graft] = []
     try:
         for name, at, where, _ in grafts:
@@ -136,7 +145,18 @@ def load_delta(
         for handle in reversed(handles):
             handle.remove()
         raise
-    model.load_state_dict(resized, strict=False)
+    model.load_state_dict(tensors, strict=False)  # the load hook of its owner resizes a tensor
+    resized = [
+        f"{name} {tuple(x.shape)} → {tuple(own[name].shape)}"
+        for name, x in tensors.items()
+        if x.shape != own[name].shape
+    ]
+    if resized:
+        warn(
+            "tensors of the delta were resized to their places in the model",
+            where=str(path),
+            found="; ".join(resized),
+        )
     return tuple(handles)
 
 
@@ -189,24 +209,22 @@ def _build(
     )
 
 
-def _fit(
-    path: Path, name: str, x: Tensor, own: Mapping[str, Any], made: Mapping[str, nn.Module]
-) -> Tensor:
-    target = own.get(name)
-    if not isinstance(target, Tensor):
-        raise CheckpointError(
-            "the delta holds a tensor that the model has no place for",
-            where=name,
-            found=str(path),
-            wanted="a name of the model",
-            mend="load it into the model it was saved from",
-        )
+def _check_fit(
+    path: Path,
+    name: str,
+    x: Tensor,
+    own: Mapping[str, Any],
+    made: Mapping[str, nn.Module],
+    model: nn.Module,
+) -> None:
+    _check_place(path, name, own)
+    target = own[name]
     if target.shape == x.shape:
-        return x
+        return
     owner_name, _, local = name.rpartition(".")
     front, _, inner = owner_name.partition(".")
-    rule = note_of(made[front].get_submodule(inner), local).get("resize") if front in made else None
-    if rule is None:
+    owner = made[front].get_submodule(inner) if front in made else model.get_submodule(owner_name)
+    if note_of(owner, local).get("resize") is None:
         raise CheckpointError(
             "a tensor of the delta has another shape than its place in the model",
             where=name,
@@ -214,7 +232,18 @@ def _fit(
             wanted=f"shape {tuple(target.shape)}",
             mend="build the component as it was saved",
         )
-    return x  # the load hook of its owner resizes it
+
+
+def _check_place(path: Path, name: str, own: Mapping[str, Any]) -> None:
+    if not isinstance(own.get(name), Tensor):
+        close = difflib.get_close_matches(name, own, 3, 0.4)
+        raise CheckpointError(
+            "the delta holds a tensor that the model has no place for",
+            where=name,
+            found=str(path),
+            wanted=f"a name of the model, such as {', '.join(close)}" if close else "a name of it",
+            mend="load it into the model it was saved from",
+        )
 
 
 def _fingerprint(model: nn.Module, without: set[str]) -> dict[str, int]:
@@ -237,7 +266,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         header_text(path)  # refuses headers that claim more than there is
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get(_KEY, "null"))
+            meta = json.loads((file.metadata() or {}).get(DELTA, "null"))
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
@@ -248,8 +277,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         raise CheckpointError(
             "the delta was written by a newer version of learnables",
             where=str(path),
-            found=f"format {number}",
-            wanted=f"format ≤ {FORMAT}",
+            found=f"format {number}, of learnables {meta.get('learnables', '?')}",
+            wanted=f"format ≤ {FORMAT}, of learnables {version('learnables')}",
             mend="pip install -U learnables",
         )
     return meta, tensors

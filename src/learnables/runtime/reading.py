@@ -1,5 +1,6 @@
 """Read the tensors of a file, whoever wrote it, without running anything that is in it."""
 
+import json
 import pickle
 import warnings
 import zipfile
@@ -16,6 +17,9 @@ from learnables._torch import storage_key
 from learnables.errors import CheckpointError
 from learnables.runtime.checkpoint import read_checkpoint
 from learnables.runtime.untrusted import header_text
+
+DELTA = "learnables_delta"
+"""Key of the header under which a delta says what went where; see `ln.save_delta`."""
 
 # Where training programs put a model's state dict; the first of them that is there counts.
 _HELD_AT = (
@@ -40,10 +44,12 @@ class StateFile:
 
     Attributes:
         path: The file.
-        kind: Who wrote it: ``"ln.save_checkpoint"``, ``"safetensors"`` or ``"torch.save"``.
+        kind: Who wrote it: ``"ln.save_checkpoint"``, ``"ln.save_delta"``, ``"safetensors"`` or
+            ``"torch.save"``.
         state: Name in the file → tensor, on the CPU.
         ties: Name → the earlier name that has the same memory; a file of bare safetensors has none.
         about: What else the file says of itself, in words: step, where the state dict lay.
+        added: What a delta adds to a model: names of the submodules.
     """
 
     path: Path
@@ -51,6 +57,7 @@ class StateFile:
     state: dict[str, Tensor]
     ties: dict[str, str] = field(default_factory=dict)
     about: dict[str, str] = field(default_factory=dict)
+    added: tuple[str, ...] = ()
 
 
 def read_state(path: str | Path) -> StateFile:
@@ -105,7 +112,27 @@ def _read_safetensors(path: Path) -> StateFile:
             state = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError) as error:
         raise _damaged(path, str(error)) from error
+    if DELTA in about:
+        told, added = _of_delta(path, about[DELTA])
+        return StateFile(path, "ln.save_delta", _some(path, state), {}, told, added)
     return StateFile(path, "safetensors", _some(path, state), {}, about)
+
+
+def _of_delta(path: Path, text: str) -> tuple[dict[str, str], tuple[str, ...]]:
+    # What the header says, in words, and the names of what the delta adds.
+    try:
+        meta = json.loads(text)
+        told = {"format": str(meta["format"]), "learnables": str(meta.get("learnables", "?"))}
+        for graft in meta["grafts"]:
+            at = [str(place) for place in graft["at"]]
+            places = at[0] if len(at) == 1 else f"{at[0]} … {at[-1]} ({len(at)} modules)"
+            how = f"{graft['component']['class']} at {places or 'the whole model'!r}"
+            told[f"graft {graft['name']}"] = f"{how}, where={graft['where']!r}"
+        names, values = (int(meta["base"][part]) for part in ("names", "values"))
+        told["base"] = f"names and shapes {names:08x}, values {values:08x}"
+        return told, tuple(str(graft["name"]) for graft in meta["grafts"])
+    except (LookupError, TypeError, ValueError, RecursionError, AttributeError) as error:
+        raise _damaged(path, f"its header says nothing right about grafts: {error}") from error
 
 
 def _read_torch(path: Path) -> StateFile:
