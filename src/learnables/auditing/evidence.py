@@ -24,6 +24,7 @@ from learnables.auditing.experiments import Experiments
 from learnables.auditing.intent import Intent, Loaded, means
 from learnables.auditing.places import library_of
 from learnables.entries import Entry
+from learnables.runtime.precision import Promotion
 
 
 class Stage(IntEnum):
@@ -284,6 +285,7 @@ class Evidence:
         written: Identity of a Parameter → ``file:line`` that last wrote into it in place, outside
             the optimizer.
         functions: The user's autograd Functions that were applied.
+        promotions: Which parameters made activations float32 that would have been of 16 bits.
         first: A copy of the first value, for entries and held tensors within the memory budget.
         last: A copy of the last value, likewise.
         intent: What the author meant, merged from ``intent=`` and our own declarations.
@@ -315,6 +317,7 @@ class Evidence:
     removed: frozenset[int] = frozenset()
     written: Mapping[int, str] = field(default_factory=dict)
     functions: tuple[FunctionSeen, ...] = ()
+    promotions: tuple[Promotion, ...] = ()
     first: Mapping[Tensor, Tensor] = field(default_factory=dict)
     last: Mapping[Tensor, Tensor] = field(default_factory=dict)
     intent: Intent = field(default_factory=Intent)

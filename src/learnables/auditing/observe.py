@@ -45,6 +45,7 @@ from learnables.auditing.probes import check_functions
 from learnables.auditing.survey import Survey
 from learnables.auditing.trace import Trace
 from learnables.entries import Entry
+from learnables.runtime.precision import Judge, Promotion
 
 SNAPSHOT_BUDGET = 2 << 30
 
@@ -88,6 +89,9 @@ class Observer:
         self._patches = Patches()
         params = (entry.param for entry in survey.entries)
         self.trace = Trace(params, self._registered_now) if trace else None
+        if self.trace is not None:
+            named = ((entry.param, entry.name) for entry in survey.entries)
+            self.trace.promotions = Judge(named, users_line)
         self._sequences: list[int] = []
         self.batch_size: int | None = None
         self._is_open = False
@@ -212,6 +216,12 @@ class Observer:
             for slot in self.slots
             if isinstance(slot.thing, Entry) and id(slot.tensor) in found
         }
+
+    @property
+    def promotions(self) -> tuple[Promotion, ...]:
+        """Which parameters made which activations float32."""
+        judge = None if self.trace is None else self.trace.promotions
+        return () if judge is None else tuple(judge.found)
 
     @property
     def functions(self) -> tuple[FunctionSeen, ...]:

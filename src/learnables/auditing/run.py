@@ -227,6 +227,7 @@ def _evidence(
         written=observer.trace.written if observer.trace is not None else {},
         removed=frozenset(observer.trace.removed if observer.trace is not None else ()),
         functions=observer.functions,
+        promotions=observer.promotions,
         batch_size=observer.batch_size,
         called=observer.called,
         first=first,

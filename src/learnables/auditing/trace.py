@@ -27,6 +27,7 @@ from learnables._torch import is_dtensor, leaves_of, remove_function_mode, seque
 from learnables.auditing.evidence import Ending
 from learnables.auditing.patches import Patches
 from learnables.auditing.places import is_users
+from learnables.runtime.precision import Judge
 
 _NUMBERS = (int, float, complex, bool, list)
 _GETTERS_THAT_COUNT = frozenset({"data", "T", "mT", "H", "mH", "real", "imag"})
@@ -117,6 +118,8 @@ class Trace(TorchFunctionMode):
         self._stale: dict[int, Ending] = {}
         self.shifts: dict[int, float] = {}
         self.removed: set[int] = set()
+        self.promotions: Judge | None = None
+        """Judges what makes activations float32, where that is wanted."""
         self.written: dict[int, str] = {}
         self.functions: dict[type, tuple[Any, str | None]] = {}
         self._suspects = 0
@@ -138,6 +141,8 @@ class Trace(TorchFunctionMode):
         self._roots_bits = self._roots_dead = self._used = 0
         self._gradients: dict[int, tuple[bool, bool, float]] = {}
         self._strangers: dict[int, tuple[Tensor, CodeType | None, int]] = {}
+        if self.promotions is not None:
+            self.promotions.begin()
 
     # -- opening and closing --------------------------------------------------------------------
 
@@ -183,6 +188,12 @@ class Trace(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.paused:
             return func(*args, **kwargs)
+        out = self._follow(func, args, kwargs)
+        if self.promotions is not None and not self.paused:
+            self.promotions.look(func, args, kwargs, out)
+        return out
+
+    def _follow(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         known = self._kinds.get(func)
         if known is None:
             known = self._kinds[func] = _kind_of(func)

@@ -8,7 +8,7 @@ stream is float32, is kept for the backward as float32, and no line says so.
 
 import sys
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -91,6 +91,89 @@ class _Label:
 
 
 @final
+class Judge:
+    """Judges calls of torch, one by one, for `promotions` and for the audit.
+
+    Args:
+        parameters: What may be to blame, with its name.
+        line: Tells where the call comes from.
+        module: Tells which module's forward is running.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[tuple[Tensor, str]],
+        line: Callable[[], str | None],
+        module: Callable[[], str] = str,
+    ) -> None:
+        self.found: list[Promotion] = []
+        self._parameters = list(parameters)
+        self._line, self._module = line, module
+        self._names: dict[Any, str] = {}
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget all tensors but the parameters."""
+        self._labels: dict[int, _Label] = {}
+        for param, name in self._parameters:
+            self._label(param, name, is_parameter=True)
+
+    def follow(self, param: Tensor, name: str) -> None:
+        """One more parameter that may be to blame."""
+        self._parameters.append((param, name))
+        self._label(param, name, is_parameter=True)
+
+    def _label(self, x: Tensor, parameter: str, *, is_parameter: bool) -> None:
+        self._labels[id(x)] = _Label(parameter, is_parameter, weakref.ref(x))
+
+    def _label_of(self, x: Tensor) -> _Label | None:
+        label = self._labels.get(id(x))
+        return label if label is not None and label.of() is x else None  # ids are used again
+
+    def look(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        """Judge one call that was made."""
+        op = self._names.get(func)
+        if op is None:
+            op = getattr(func, "__name__", "").replace("_", "")
+            self._names[func] = op
+        joins = op in _JOINING
+        if not joins and op not in _PASSING:
+            return
+        wide = [out for out in _tensors((result,)) if out.dtype is torch.float32]
+        if not wide:
+            return
+        inputs = [x for x in _tensors((args, kwargs)) if x.is_floating_point()]
+        labels = [(x, self._label_of(x)) for x in inputs]
+        blamed = [label for x, label in labels if label is not None and x.dtype is torch.float32]
+        if not blamed:
+            return
+        first = next((label for label in blamed if not label.is_parameter), blamed[0])
+        others = any(x.dtype is torch.float32 and label is None for x, label in labels)
+        low = [x.dtype for x in inputs if x.dtype in _LOW]
+        for out in wide:
+            if low and joins and not others:
+                self._add(first, op, low[0], out)
+                self._label(out, first.parameter, is_parameter=False)
+            elif not others:  # float32 through and through
+                alone = all(label is not None and label.is_parameter for _, label in labels)
+                self._label(out, first.parameter, is_parameter=alone)
+
+    def _add(self, label: _Label, op: str, low: torch.dtype, out: Tensor) -> None:
+        self.found.append(
+            Promotion(
+                parameter=label.parameter,
+                how="made" if label.is_parameter else "carried",
+                op=op,
+                module=self._module(),
+                location=self._line() or "",
+                shape=tuple(out.shape),
+                low=low,
+                bytes=out.numel() * (out.element_size() - low.itemsize),
+            )
+        )
+
+
+@final
 class promotions:  # noqa: N801 - used like a function: `with ln.promotions(model) as found:`
     """Watch which parameters make which activations float32, while the model runs as it is.
 
@@ -99,9 +182,6 @@ class promotions:  # noqa: N801 - used like a function: `with ln.promotions(mode
 
     Args:
         model: The model whose parameters may be to blame, bare or wrapped.
-
-    Attributes:
-        found: One `Promotion` for each activation, in the order they came.
 
     Example:
         >>> class Scaled(nn.Module):
@@ -128,12 +208,21 @@ class promotions:  # noqa: N801 - used like a function: `with ln.promotions(mode
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.found: list[Promotion] = []
         self._model = model
-        self._labels: dict[int, _Label] = {}
         self._inside: list[str] = []
         self._handles: list[Any] = []
-        self._mode = _Looking(self)
+        self._judge = Judge(
+            ((entry.param, entry.name) for entry in entries(model)), _line, self._running
+        )
+        self._mode = _Looking(self._judge)
+
+    @property
+    def found(self) -> list[Promotion]:
+        """One for each activation, in the order they came."""
+        return self._judge.found
+
+    def _running(self) -> str:
+        return self._inside[-1] if self._inside else ""
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -163,8 +252,7 @@ class promotions:  # noqa: N801 - used like a function: `with ln.promotions(mode
         return "\n".join([head, *map(str, self.found), "mend:", self.mend])
 
     def __enter__(self) -> "promotions":
-        for entry in entries(self._model):
-            self._label(entry.param, entry.name, is_parameter=True)
+        self._judge.begin()
         for name, module in self._model.named_modules():
             self._handles += [
                 module.register_forward_pre_hook(lambda *_, name=name: self._inside.append(name)),
@@ -182,67 +270,21 @@ class promotions:  # noqa: N801 - used like a function: `with ln.promotions(mode
         self._mode.__exit__(kind, error, trace)  # type: ignore[no-untyped-call]
         for handle in self._handles:
             handle.remove()
-        self._handles, self._labels, self._inside = [], {}, []
+        self._handles, self._inside = [], []
 
     def _leave(self, *_: object) -> None:
         self._inside.pop()
 
-    def _label(self, x: Tensor, parameter: str, *, is_parameter: bool) -> None:
-        self._labels[id(x)] = _Label(parameter, is_parameter, weakref.ref(x))
-
-    def _label_of(self, x: Tensor) -> _Label | None:
-        label = self._labels.get(id(x))
-        return label if label is not None and label.of() is x else None  # ids are used again
-
-    def look(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        """Judge one call that was made."""
-        op = getattr(func, "__name__", "").strip("_").replace("_", "")
-        joins = op in _JOINING
-        if not joins and op not in _PASSING:
-            return
-        wide = [out for out in _tensors((result,)) if out.dtype is torch.float32]
-        if not wide:
-            return
-        inputs = [x for x in _tensors((args, kwargs)) if x.is_floating_point()]
-        labels = [(x, self._label_of(x)) for x in inputs]
-        blamed = [label for x, label in labels if label is not None and x.dtype is torch.float32]
-        if not blamed:
-            return
-        first = next((label for label in blamed if not label.is_parameter), blamed[0])
-        others = any(x.dtype is torch.float32 and label is None for x, label in labels)
-        low = [x.dtype for x in inputs if x.dtype in _LOW]
-        for out in wide:
-            if low and joins and not others:
-                self._add(first, op, low[0], out)
-                self._label(out, first.parameter, is_parameter=False)
-            elif not others:  # float32 through and through
-                alone = all(label is not None and label.is_parameter for _, label in labels)
-                self._label(out, first.parameter, is_parameter=alone)
-
-    def _add(self, label: _Label, op: str, low: torch.dtype, out: Tensor) -> None:
-        self.found.append(
-            Promotion(
-                parameter=label.parameter,
-                how="made" if label.is_parameter else "carried",
-                op=op,
-                module=self._inside[-1] if self._inside else "",
-                location=_line(),
-                shape=tuple(out.shape),
-                low=low,
-                bytes=out.numel() * (out.element_size() - low.itemsize),
-            )
-        )
-
 
 @final
 class _Looking(TorchFunctionMode):
-    def __init__(self, owner: promotions) -> None:
+    def __init__(self, judge: Judge) -> None:
         super().__init__()
-        self.owner = owner
+        self.judge = judge
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.owner.look(func, args, kwargs or {}, result)
+        self.judge.look(func, args, kwargs or {}, result)
         return result
 
 

@@ -4,10 +4,12 @@ from collections.abc import Iterable, Iterator
 
 from learnables.auditing.evidence import Evidence, Look, Stage
 from learnables.auditing.rule import Finding, rule
+from learnables.auditing.rules.update_lost_in_rounding import is_rounded
 from learnables.entries import Entry
+from learnables.policy.rounding import ROUNDED
 
 
-@rule("LRN401", needs=Stage.STEP)
+@rule("LRN401", needs=Stage.STEP, subsumes=("LRN641",))
 def value_never_moves(evidence: Evidence) -> Iterator[Finding]:
     """A parameter that is stepped with a gradient and yet keeps its value, bit for bit.
 
@@ -41,6 +43,8 @@ def value_never_moves(evidence: Evidence) -> Iterator[Finding]:
             largest = _largest(looks)
             if largest < _ROUND_OFF * _largest_of_siblings(evidence, entry):
                 continue  # a gradient that cancels: another rule's matter
+            if is_rounded(evidence, entry):
+                continue  # what is lost now is carried on
             eps = _eps(evidence, entry)
             yield Finding(
                 what="the optimizer steps a parameter and its value does not change",
@@ -49,6 +53,9 @@ def value_never_moves(evidence: Evidence) -> Iterator[Finding]:
                 f"gradient up to {largest:.1e}, learning rate {looks[-1].lr:g}"
                 + (f"; the optimizer's eps {eps:g} outweighs it" if largest < eps else ""),
                 wanted="a change in at least one of them",
+                mend="ln.attach(model, optimizer, rounding='kahan')"
+                if entry.dtype in ROUNDED
+                else "",
                 # Behind a LayerScale of 1e-5, as CaiT begins, that is no fault by itself.
                 severity="note" if largest < eps and entry.dtype.itemsize >= 4 else None,
             )
