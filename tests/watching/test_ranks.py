@@ -1,0 +1,125 @@
+"""`ln.watch` on two real gloo processes, beside the record of one."""
+
+import math
+import time
+
+import pytest
+import torch
+import torch.distributed as dist
+from tests.gloo import spawn
+from torch import nn
+from torch.distributed.fsdp import fully_shard
+
+import learnables as ln
+from learnables.watching import Run
+from learnables.watching.observation import MOMENTS, QUANTITIES
+
+STEPS = 9
+
+
+class Whole(nn.Module):
+    """All its numbers are small multiples of powers of two: however they are added, it is exact."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        draw = torch.Generator().manual_seed(0)
+        self.weight = nn.Parameter(torch.randint(-8, 8, (6, 7), generator=draw).float())
+        self.prompt = nn.Parameter(torch.randint(-8, 8, (1, 7), generator=draw).float() / 4)
+        self.tail = nn.Parameter(torch.zeros(5))  # no two ranks share it equally
+
+    def forward(self, x, target):
+        out = (x + self.prompt) @ self.weight.detach().T + x @ self.weight.T
+        return (out * target).sum(1).mean() + (self.tail * target[:, :5]).sum(1).mean()
+
+
+def train(model, folder, rows, steps=STEPS, each=lambda step: None, **options):
+    optimizer = torch.optim.SGD(model.parameters(), lr=2.0**-4)
+    options = {"every": 3, "budget": None, **options}
+    with ln.watch(model, optimizer, to=folder, **options) as watcher:
+        for step in range(1, steps + 1):
+            draw = torch.Generator().manual_seed(step)
+            x = torch.randint(-4, 4, (8, 7), generator=draw).float()
+            target = torch.randint(-2, 3, (8, 6), generator=draw).float()
+            optimizer.zero_grad()
+            model(x[rows], target[rows]).backward()
+            each(step)
+            optimizer.step()
+    assert watcher.failed is None, watcher.failed
+    return watcher
+
+
+def wrapped(strategy):
+    model = Whole()
+    return nn.parallel.DistributedDataParallel(model) if strategy == "ddp" else fully_shard(model)
+
+
+def two_ranks(rank, folder):
+    for strategy in ("ddp", "fsdp2"):
+        train(wrapped(strategy), f"{folder}/{strategy}", slice(4 * rank, 4 * rank + 4))
+    dist.barrier()
+
+    def stumble(step):  # the ranks' clocks differ by more than what one of them would decide by
+        time.sleep(0.02 if (step + rank) % 2 else 0.0)
+
+    watcher = train(
+        wrapped("fsdp2"),
+        f"{folder}/budget",
+        slice(None),
+        steps=60,
+        each=stumble,
+        every=5,
+        budget=0.002,
+    )
+    counts = [torch.zeros(1, dtype=torch.int64) for _ in range(2)]
+    dist.all_gather(counts, torch.tensor([len(watcher.governor._checks)]))
+    assert counts[0] == counts[1]
+
+    model = wrapped("fsdp2")
+
+    def poison(step):
+        if step == 4 and rank == 1:
+            model.weight.grad.to_local()[1, 2] = math.nan
+
+    train(model, f"{folder}/poisoned", slice(None), each=poison)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    train(Whole(), folder / "one", slice(None))
+    spawn(two_ranks, 2, str(folder))
+    return folder
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_record_what_one_process_records_in_every_bit(folder, strategy):
+    one, two = Run(folder / "one"), Run(folder / strategy)
+    assert [o.step for o in one.observations] == [1, 3, 6, 9]
+    assert [o.step for o in two.observations] == [1, 3, 6, 9]
+    assert one.gradient_norm.values.tolist() == pytest.approx(two.gradient_norm.values.tolist())
+    for a, b in zip(one.observations, two.observations, strict=True):
+        assert a.names == tuple(name.removeprefix("module.") for name in b.names)
+        for quantity in QUANTITIES:
+            x, y = a.rows[quantity], b.rows[quantity]
+            assert (x.histogram == y.histogram).all()
+            assert x.histogram.sum() == 6 * 7 + 7 + 5
+            for name in MOMENTS:
+                assert x.moments[name].tolist() == y.moments[name].tolist(), (quantity, name)
+
+
+def test_one_file_is_written_by_all_ranks_together(folder):
+    for name in ("ddp", "fsdp2", "budget"):
+        assert [path.name for path in (folder / name).iterdir()] == ["run.db"]
+
+
+def test_ranks_of_different_speed_look_at_the_same_steps_within_the_budget(folder):
+    """Were one to look while another does not, they would wait for each other for ever."""
+    run = Run(folder / "budget")
+    assert [o.step for o in run.observations][:5] == [1, 5, 10, 15, 20]
+    assert len(run.observations) < 13  # and here it was short
+    assert not run.damage
+
+
+def test_the_rank_that_holds_the_first_nan_is_named(folder):
+    alarm = Run(folder / "poisoned").alarms[0]
+    assert (alarm.kind, alarm.name, alarm.step, alarm.rank) == ("non-finite", "weight", 4, 1)
