@@ -19,7 +19,7 @@ _HOME = {
     "freeze": "learnables.grafting.freezing",
     "graft": "learnables.grafting.graft",
     "inventory": "learnables.policy.table",
-    "load_checkpoint": "learnables.runtime.checkpoint",
+    "load_checkpoint": "learnables.runtime.restoring",
     "load_delta": "learnables.grafting.delta",
     "observe": "learnables.auditing.run",
     "param_groups": "learnables.policy.groups",
@@ -67,11 +67,11 @@ if TYPE_CHECKING:
     from learnables.policy.groups import param_groups as param_groups
     from learnables.policy.table import inventory as inventory
     from learnables.report.html import write_html as write_html
-    from learnables.runtime.checkpoint import load_checkpoint as load_checkpoint
     from learnables.runtime.checkpoint import save_checkpoint as save_checkpoint
     from learnables.runtime.kept import Checkpoints as Checkpoints
     from learnables.runtime.layout import canonicalize_ as canonicalize_
     from learnables.runtime.precision import promotions as promotions
+    from learnables.runtime.restoring import load_checkpoint as load_checkpoint
     from learnables.sets.registration import constrain as constrain
     from learnables.sets.registration import unconstrain as unconstrain
     from learnables.sets.registration import violation as violation

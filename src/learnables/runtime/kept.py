@@ -14,9 +14,9 @@ from learnables.runtime.checkpoint import (
     Checkpoint,
     is_rank_zero,
     open_checkpoint,
-    restore,
     save_checkpoint,
 )
+from learnables.runtime.restoring import restore
 from learnables.runtime.sharded import sweep
 from learnables.runtime.untrusted import read_meta
 

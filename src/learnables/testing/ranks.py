@@ -26,7 +26,8 @@ from learnables.declare import parameter
 from learnables.init import normal, orthogonal
 from learnables.launch import Strategy, prepare
 from learnables.policy.groups import param_groups
-from learnables.runtime.checkpoint import load_checkpoint, read_checkpoint, save_checkpoint
+from learnables.runtime.checkpoint import read_checkpoint, save_checkpoint
+from learnables.runtime.restoring import load_checkpoint
 from learnables.sets.registration import violation
 from learnables.sharing.tie import tie
 from learnables.stats import statistics

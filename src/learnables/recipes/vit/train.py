@@ -40,7 +40,8 @@ from learnables.recipes.vit.measure import Measured, measure, mistakes, position
 from learnables.recipes.vit.progress import Bar, Display, Silent
 from learnables.report.html import write_html
 from learnables.runtime.atomic import replace_file
-from learnables.runtime.checkpoint import load_checkpoint, save_checkpoint
+from learnables.runtime.checkpoint import save_checkpoint
+from learnables.runtime.restoring import load_checkpoint
 from learnables.watching.recorder import Watcher, watch
 from learnables.watching.schema import SUFFIX
 from learnables.watching.sinks.tensorboard import TensorBoard
