@@ -1,13 +1,16 @@
 """The enforcer: batched like one by one, idempotent, calm about bad values, lazy where asked."""
 
+import importlib
 import math
 import warnings
 
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import learnables as ln
+from learnables._native import lengths, orthonormal
 from learnables.errors import ConstraintError, LearnablesWarning
 from learnables.sets.apply import Enforcer, enforce, enforcer_of
 from learnables.sets.batch import Kept
@@ -236,3 +239,101 @@ def test_nothing_is_left_on_the_optimizer_of_a_copy() -> None:
     copied = copy.deepcopy(optimizer)
     assert enforcer_of(copied) is None
     assert not copied.state_dict()["state"]
+
+
+VIEWED = [  # shape of the parameters, view, how many points each holds
+    ((8, 8), None, 1),
+    ((8, 3, 3, 3), "conv", 1),
+    ((12, 4), "heads:3", 3),
+    ((5, 8), "cols", 1),  # a view that cannot be written in place
+    ((2, 6, 6), None, 2),
+]
+
+
+@pytest.mark.parametrize(("shape", "view", "points"), VIEWED, ids=str)
+def test_the_kernel_and_torch_agree_through_any_view(shape, view, points, monkeypatch) -> None:
+    torch.manual_seed(0)
+    near = Constraint(ln.sets.Orthogonal(), view=view).project(torch.randn(shape))
+    values = [near + 1e-2 * torch.randn(shape) for _ in range(3)]
+    values[1][(0,) * len(shape)] = math.nan
+    native, plain = (_kept(*[v.clone() for v in values], view=view) for _ in range(2))
+    enforcer = Enforcer(native)
+    with pytest.warns(LearnablesWarning, match="where: w1"):
+        enforcer.project_()
+    for kernel in (orthonormal, lengths):
+        monkeypatch.setattr(kernel, "available", lambda: (False, "not built"))
+    alone = Enforcer(plain)
+    with pytest.warns(LearnablesWarning, match="where: w1"):
+        alone.project_()
+    assert enforcer.status() == alone.status()
+    assert len(enforcer.status()[1].nonfinite) == 1
+    assert sum(map(len, enforcer._groups[0].statuses())) == 3 * points
+    for one, other in zip(native, plain, strict=True):
+        torch.testing.assert_close(
+            one.parameter.data, other.parameter.data, rtol=0, atol=2e-6, equal_nan=True
+        )
+
+
+@pytest.mark.skipif(not orthonormal.available()[0], reason=orthonormal.available()[1])
+@pytest.mark.parametrize("of", [ln.sets.Orthogonal(), ln.sets.Sphere(), ln.sets.Ball()], ids=repr)
+def test_the_kernel_writes_where_the_values_lie_and_copies_nothing(of) -> None:
+    torch.manual_seed(0)
+    enforcer = Enforcer(_kept(*[_near(16, 16) for _ in range(5)], of=of))
+    enforcer.project_()
+    with torch.profiler.profile() as seen:
+        enforcer.project_()
+    called = {event.key for event in seen.key_averages()}
+    assert not called & {"aten::stack", "aten::cat", "aten::_foreach_copy_", "aten::copy_"}, called
+
+
+class _Reads(TorchDispatchMode):
+    """Counts what an accelerator would have to stop for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        waits = ("_local_scalar_dense", "nonzero", "masked_select", "is_nonzero", "_to_cpu")
+        if any(name in str(func) for name in waits):
+            self.seen.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    "of",
+    [
+        ln.sets.Orthogonal(),
+        ln.sets.Stiefel(),
+        ln.sets.SpecialOrthogonal(),
+        ln.sets.Sphere(),
+        ln.sets.Ball(0.3),
+        ln.sets.MinMaxNorm(0.5, 2.0),
+        ln.sets.L1Ball(),
+        ln.sets.LinfBall(),
+        ln.sets.Simplex(),
+        ln.sets.SumTo(),
+        ln.sets.ZeroMean(),
+        ln.sets.Monotone(),
+        ln.sets.NonNegative(),
+        ln.sets.Symmetric(),
+        ln.sets.Skew(),
+    ],
+    ids=repr,
+)
+def test_on_an_accelerator_the_host_reads_nothing_in_the_hot_call(of, monkeypatch) -> None:
+    torch.manual_seed(0)
+    for module in ("base", "polar", "sphere", "ball", "simplex", "monotone", "l1_ball"):
+        home = importlib.import_module(f"learnables.sets.{module}")
+        if hasattr(home, "can_look"):  # what decides whether the host may look
+            monkeypatch.setattr(home, "can_look", lambda x: False)
+    monkeypatch.setattr("learnables.sets.batch.may_be_written", lambda x: False)
+    group = Enforcer(_kept(_near(6, 6), _near(6, 6), _near(2, 6, 6), of=of))._groups
+    with torch.no_grad(), _Reads() as reads:
+        for one in group:
+            one.project_()
+            one.before_step_()
+    assert not reads.seen
+    with _Reads() as reads:  # and the counter counts
+        bool((torch.ones(3) > 0).any())
+    assert reads.seen

@@ -1,6 +1,7 @@
 """Vectors of bounded length."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from learnables.sets.base import KEPT_NONFINITE, Set, can_look, length, positive
+from learnables.sets.sphere import between_
 
 
 @final
@@ -63,3 +65,7 @@ class Ball(Set):
         finite = norm.isfinite()
         value = x * torch.where(finite, scale, 1)
         return value, (~finite).squeeze(-1).to(torch.uint8) * KEPT_NONFINITE
+
+    def enforce_(self, xs: Sequence[Tensor]) -> Tensor | None:
+        """One pass."""
+        return between_(xs, 0.0, self.radius)

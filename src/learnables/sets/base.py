@@ -2,13 +2,13 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from learnables.errors import ConstraintError, ShapeError
 
@@ -196,6 +196,18 @@ class Set(ABC):
         safe = x if self.point_ndim < 2 else x.masked_fill(~good, 0)
         return torch.where(good, self.nearest(safe), x), status
 
+    def enforce_(self, xs: Sequence[Tensor]) -> Tensor | None:
+        """`enforce` where the values lie, by a native kernel, without stacking and copying back.
+
+        Args:
+            xs: Tensors that pass `may_be_written`, with points of one shape.
+
+        Returns:
+            A status for each point, one tensor after the other; None where there is no kernel for
+            them, and nothing was changed.
+        """
+        return None
+
     def accept(self, x: Tensor) -> None:
         """Refuse a tensor that cannot hold points of this set; its values are not looked at.
 
@@ -259,6 +271,21 @@ def _full_precision(device: torch.device) -> Iterator[None]:
 def can_look(x: Tensor) -> bool:
     """Whether the host may read a value of ``x`` without waiting for a device or a compiler."""
     return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def may_be_written(x: Tensor) -> bool:
+    """Whether a native kernel may read and write the numbers of ``x``, which nobody differentiates.
+
+    They are plain fp32 numbers of the CPU in one piece, and no compiler is looking.
+    """
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and x.dtype == torch.float32
+        and x.device.type == "cpu"
+        and x.is_contiguous()
+        and not (x.requires_grad and torch.is_grad_enabled())
+        and not torch.compiler.is_compiling()
+    )
 
 
 def finite_points(x: Tensor, point_ndim: int) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import copy_all_, distribute_like, gather, is_dtensor, local
-from learnables.sets.base import computing_dtype, full_precision
+from learnables.sets.base import Set, computing_dtype, full_precision, may_be_written
 from learnables.sets.constraint import Constraint
 
 _MOMENTA = ("exp_avg", "momentum_buffer")
@@ -118,11 +118,17 @@ class Group:
         params: list[Tensor] = [one.parameter for one in self.members]
         alike = all(p.shape == params[0].shape and not is_dtensor(p) for p in params)
         plain = alike and self.constraint.view is None and self.constraint.set.point_ndim > 0
+        # One of our kernels, values that are here, and no estimate that may spare the call.
+        has_kernel = type(self.constraint.set).enforce_ is not Set.enforce_
+        self._is_direct = has_kernel and self.placing == "here" and self.constraint.lazy is None
         #: Stacked and copied back as they are; the usual case has the least to do in Python.
         self._alike = params if plain and len(params) > 1 else None
 
     def project_(self) -> None:
         """Bring the values back into the set."""
+        if self._in_place_():
+            self.calls += 1
+            return
         of = self.constraint.set
         params: list[Tensor] = [one.parameter for one in self.members]
         with full_precision(params[0].device):
@@ -140,6 +146,30 @@ class Group:
                 self._write_back_(params, value, shapes)
             else:
                 copy_all_(self._alike, value.unbind())
+
+    def _in_place_(self) -> bool:
+        """Whether a native kernel did it where the values lie, without stacking them."""
+        if not self._is_direct:
+            return False
+        params: list[Tensor] = [one.parameter for one in self.members]
+        if self._alike is None:
+            params = [self.constraint.points(local(p).detach()) for p in params]
+        if not all(map(may_be_written, params)):
+            return False
+        if self._alike is None and not self._are_views(params):
+            return False
+        status = self.constraint.set.enforce_(params)
+        if status is None:
+            return False
+        self.status = status
+        ndim = self.constraint.set.point_ndim
+        self._sizes = [math.prod(x.shape[: x.ndim - ndim]) for x in params]
+        return True
+
+    def _are_views(self, points: Sequence[Tensor]) -> bool:
+        """Whether writing points writes the parameters: a view may have had to copy."""
+        here = [local(one.parameter).data_ptr() for one in self.members]
+        return here == [x.data_ptr() for x in points]
 
     def before_step_(self) -> None:
         """Take the part across the set out of the gradients."""
@@ -167,6 +197,8 @@ class Group:
         lazy, of = self.constraint.lazy, self.constraint.set
         if lazy is None:
             return False
+        # One call old on an accelerator, so waiting for it is rarely noticed; ranks that decided by
+        # what happens to have arrived would drift apart or hang.
         last = self._estimate.read(wait=True)
         self._estimate.post(of.estimate(batch, self._generator, **self._options).amax())
         if batch.device.type == "cpu":

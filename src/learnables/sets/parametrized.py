@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from learnables.entries import Entry
 from learnables.errors import ConstraintError
 from learnables.notes import note_of, put_note
-from learnables.sets.base import computing_dtype, full_precision
+from learnables.sets.base import can_look, computing_dtype, full_precision, may_be_written
 from learnables.sets.constraint import Constraint
 
 _BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
@@ -26,30 +26,52 @@ class OnTheSet(nn.Module):
     makes it one for a forward.) The gradient that reaches
     ``original`` is the tangent part: at a point of the set the closed-form derivative of the
     projection. Weight decay, a copy or an average of ``original`` therefore do no harm: whatever
-    they leave is projected again.
+    they leave is projected again. A lazy constraint looks at a cheap estimate first and leaves
+    what is near enough; where looking would wait, it projects.
 
     Args:
         constraint: Where the value is kept.
+
+    Attributes:
+        enforced: How often a changed value was projected.
+        skipped: How often the estimate of a lazy constraint made that unnecessary.
     """
 
     def __init__(self, constraint: Constraint) -> None:
         super().__init__()
         self.constraint = constraint
+        self.enforced = self.skipped = 0
         self._seen: tuple[int, ...] | None = None
 
     def forward(self, original: Tensor) -> Tensor:
         """``original``, in the set; same shape, dtype and device."""
         if self._seen is None or self._seen != _state(original):
-            with torch.no_grad():
-                of, now = self.constraint.set, original.detach()
-                points = self.constraint.points(now)
-                with full_precision(now.device):
-                    value, _ = of.enforce(points.to(computing_dtype(now.dtype)))
-                if value is not points:
-                    original.copy_(self.constraint.back(value, original.shape))
+            with torch.no_grad(), full_precision(original.device):
+                self._enforce_(original)
             self._seen = _state(original)
         result: Tensor = _Tangent.apply(original, self.constraint)  # type: ignore[no-untyped-call]
         return result
+
+    def _enforce_(self, original: Tensor) -> None:
+        of, points = self.constraint.set, self.constraint.points(original.detach())
+        if can_look(points):
+            if self._is_near_enough(points.to(computing_dtype(points.dtype))):
+                self.skipped += 1
+                return
+            self.enforced += 1
+            is_there = may_be_written(points) and points.data_ptr() == original.data_ptr()
+            if is_there and of.enforce_([points]) is not None:
+                return
+        value, _ = of.enforce(points.to(computing_dtype(points.dtype)))
+        if value is not points:
+            original.copy_(self.constraint.back(value, original.shape))
+
+    def _is_near_enough(self, points: Tensor) -> bool:
+        lazy = self.constraint.lazy
+        if lazy is None:
+            return False
+        directions = torch.Generator().manual_seed(self.enforced + self.skipped)
+        return bool(self.constraint.set.estimate(points, directions).amax() <= lazy)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """The nearest point: what assigning to the parameter does."""
@@ -73,7 +95,12 @@ def _state(x: Tensor) -> tuple[int, ...] | None:
     if torch.compiler.is_compiling() or x.device.type != "cpu":
         return None
     bits = torch.view_as_real(x) if x.is_complex() else x
-    whole = bits.detach().view(_BITS[bits.element_size()])
+    bits = bits.detach()
+    # As whole words where they fit: a sum of smaller ones is widened one by one.
+    size = bits.element_size()
+    begin, row = bits.storage_offset() * size, (bits.shape[-1] if bits.ndim else 0) * size
+    wide = row and row % 8 == begin % 8 == 0 and bits.is_contiguous()
+    whole = bits.view(torch.int64 if wide else _BITS[size])
     return (x.data_ptr(), x._version, int(whole.sum()))
 
 

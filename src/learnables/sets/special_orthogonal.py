@@ -1,5 +1,6 @@
 """Rotations."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -71,6 +72,10 @@ class SpecialOrthogonal(Set):
     def enforce(self, x: Tensor, total: polar.Total | None = None) -> tuple[Tensor, Tensor]:
         """`polar.orthonormalised` on the batch; the sign of the determinant stays."""
         return orthogonal.enforce_orthogonality(x, total)
+
+    def enforce_(self, xs: Sequence[Tensor]) -> Tensor | None:
+        """`polar.orthonormalise_`: each matrix where it lies."""
+        return polar.orthonormalise_(xs)
 
     def estimate(
         self, x: Tensor, generator: torch.Generator, total: polar.Total | None = None

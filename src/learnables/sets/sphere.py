@@ -1,12 +1,14 @@
 """Vectors of one length."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
 from torch import Tensor
 
+from learnables._native import lengths as native
 from learnables.sets.base import KEPT_DEGENERATE, KEPT_NONFINITE, Set, can_look, length, positive
 
 
@@ -79,6 +81,21 @@ class Sphere(Set):
         value = x * torch.where((norm > 0) & finite, scale, 1)
         status = ~finite * KEPT_NONFINITE + (norm == 0) * KEPT_DEGENERATE
         return value, status.squeeze(-1).to(torch.uint8)
+
+    def enforce_(self, xs: Sequence[Tensor]) -> Tensor | None:
+        """One pass; a zero row stays zero and is reported."""
+        return between_(xs, self.radius, self.radius)
+
+
+def between_(xs: Sequence[Tensor], low: float, high: float) -> Tensor | None:
+    """Scale the rows of many tensors to lengths from ``low`` to ``high``, in place.
+
+    Returns:
+        A status for each row, one tensor after the other; None without the native kernel.
+    """
+    if not native.available()[0] or not any(x.numel() for x in xs):
+        return None
+    return native.run_(xs, low, high, threads=torch.get_num_threads())
 
 
 def with_unit_length(x: Tensor) -> Tensor:

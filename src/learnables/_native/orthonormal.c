@@ -1,0 +1,235 @@
+/* Brings matrices that one optimizer step has moved back to orthonormal columns (rows, where they
+ * are wide), in place. Called by orthonormal.py through ctypes; its twin in torch, with the reasons
+ * for the series, is `_seen` in ../sets/polar.py.
+ *
+ * One matrix at a time, while it is in the cache: the Gram matrix, its square where the step was
+ * large, the sum of both applied. Nothing is stacked and nothing copied back. The arithmetic is in
+ * orthonormal.h, compiled for each instruction set that is worth it and chosen when it runs.
+ *
+ * A matrix is the work of one thread: the result does not depend on their number. Threads live for
+ * one call: no pool, nothing to break at fork, no second OpenMP runtime beside torch's. */
+
+#include <math.h>
+#include <pthread.h>
+#include <stdint.h>
+#include <string.h>
+
+#define INLINE static inline __attribute__((always_inline))
+#define NOINLINE __attribute__((noinline))
+#define UNROLL _Pragma("GCC unroll 16")
+
+enum {
+  WIDTH = 32,     /* columns of a panel */
+  TOGETHER = 64,  /* rows that share a panel of p while it is in the cache; a multiple of ROWS */
+  SHORT = 128,    /* terms of a sum whose rounding in fp32 does not show */
+  ROUGH = 64,     /* terms that run together in fp32 where the series will leave more, */
+  FINE = 16,      /* and where their rounding is all that it leaves */
+  PASSES = 6,
+  MAX_THREADS = 256
+};
+enum code { DONE = 0, NONFINITE = 1, FAR = 4 }; /* FAR: untouched, needs a decomposition */
+
+#define JOIN2(a, b) a##_##b
+#define JOIN(a, b) JOIN2(a, b)
+#define NAME(x) JOIN(x, SUFFIX)
+
+#define TARGET
+#define SUFFIX baseline
+#define LANES 4
+#define REGS 2
+#define ROWS 4
+#include "orthonormal.h"
+#undef TARGET
+#undef SUFFIX
+#undef LANES
+#undef ROWS
+
+#if defined(__x86_64__)
+#define TARGET __attribute__((target("avx2,fma")))
+#define SUFFIX avx2
+#define LANES 8
+#define ROWS 4
+#include "orthonormal.h"
+#undef TARGET
+#undef SUFFIX
+#undef LANES
+#undef ROWS
+#define TARGET __attribute__((target("avx512f,fma")))
+#define SUFFIX avx512
+#define LANES 16
+#define ROWS 8
+#include "orthonormal.h"
+#endif
+
+typedef struct {
+  double (*symmetric)(const float *, int64_t, int64_t, int, int64_t, float *);
+  double (*glance)(const float *, int64_t, int64_t, const float *, float *);
+  void (*tall)(float *, int64_t, int64_t, const float *, float *);
+  void (*wide)(float *, int64_t, int64_t, const float *, float *);
+  void (*mix)(int64_t, float, const float *, float, const float *, float *);
+} arithmetic;
+
+#define ALL(suffix)                                                                       \
+  {symmetric_##suffix, glance_##suffix, apply_tall_##suffix, apply_wide_##suffix, mix_##suffix}
+
+static arithmetic best(int level) {
+  (void)level; /* where there is only one */
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  if (level >= 2 && __builtin_cpu_supports("avx512f")) return (arithmetic)ALL(avx512);
+  if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
+    return (arithmetic)ALL(avx2);
+#endif
+  return (arithmetic)ALL(baseline);
+}
+
+typedef struct {
+  int64_t count, n, k, next, room;
+  float *const *data;
+  float *scratch;
+  uint8_t *codes;
+  double near, attainable, goal;
+  arithmetic run;
+  int free; /* which part of the scratch the next thread takes */
+} work;
+
+/* The columns of a tall matrix, or the rows of a wide one, in panels. */
+static void pack(const float *w, int64_t n, int64_t k, float *x) {
+  const int tall = n >= k;
+  const int64_t side = tall ? k : n, length = tall ? n : k;
+  for (int64_t at = 0; at < side; at += WIDTH, x += length * WIDTH) {
+    const int64_t wide = side - at < WIDTH ? side - at : WIDTH;
+    if (wide < WIDTH) memset(x, 0, (size_t)(length * WIDTH) * sizeof *x);
+    if (tall) {
+      for (int64_t r = 0; r < length; r++)
+        memcpy(x + r * WIDTH, w + r * k + at, (size_t)wide * sizeof *x);
+    } else {
+      for (int64_t from = 0; from < length; from += 16) /* a cache line of w at a time */
+        for (int64_t c = 0; c < wide; c++)
+          for (int64_t r = from; r < length && r < from + 16; r++)
+            x[r * WIDTH + c] = w[(at + c) * k + r];
+    }
+  }
+}
+
+/* What the series up to the square leaves, 5/8 ‖E³ − aE‖ and its next term, at most: of all spectra
+ * with given p2 = Σλ² and p4 = Σλ⁴, Σλ⁶ is largest for one large λ² and the others equal. */
+static double bound(double p2, double p4, double side) {
+  if (side == 1) return 0.55 * p4;
+  const double rest = side - 1, root = sqrt(fmax(p2 * p2 - side * (p2 * p2 - rest * p4), 0));
+  const double a = fmin((p2 + root) / side, p2), b = p2 - a;
+  const double p6 = a * a * a + b * b * b / (rest * rest);
+  return 0.625 * sqrt(fmax(p6 - p4 * p4 / p2, 0)) * (1 + 0.5 * sqrt(sqrt(p4))) + 0.55 * p4;
+}
+
+/* Signs that look random, the same in every call. */
+static void signs(int64_t side, int64_t padded, float *v) {
+  uint32_t random = 2463534242u;
+  for (int64_t i = 0; i < padded; i++) {
+    random ^= random << 13;
+    random ^= random >> 17;
+    random ^= random << 5;
+    v[i] = i < side ? (random >> 31 ? 1.0f : -1.0f) : 0.0f;
+  }
+}
+
+/* The same as seen in one direction of random signs: sharper where the spectrum is spread out. */
+static double probed(const float *e, const float *s, int64_t side, double a, float *v) {
+  const int64_t padded = (side + WIDTH - 1) / WIDTH * WIDTH;
+  float *u = v + padded;
+  double sum = 0;
+  signs(side, padded, v);
+  for (int64_t i = 0; i < side; i++) { /* symmetric: its rows are its columns */
+    const float *row = e + i / WIDTH * padded * WIDTH + i % WIDTH;
+    float dot = 0;
+    for (int64_t j = 0; j < side; j++) dot += row[j * WIDTH] * v[j];
+    u[i] = dot;
+  }
+  for (int64_t i = 0; i < side; i++) {
+    const float *row = s + i / WIDTH * padded * WIDTH + i % WIDTH;
+    float dot = 0;
+    for (int64_t j = 0; j < side; j++) dot += row[j * WIDTH] * u[j];
+    const double left = dot - a * u[i];
+    sum += left * left;
+  }
+  return 0.625 * sqrt(sum);
+}
+
+static enum code bring(const work *job, float *w, float *scratch) {
+  const int tall = job->n >= job->k;
+  const int64_t side = tall ? job->k : job->n, length = tall ? job->n : job->k;
+  const int64_t padded = (side + WIDTH - 1) / WIDTH * WIDTH;
+  float *e = scratch, *s = e + padded * padded, *x = s + padded * padded;
+  float *rest = x + padded * length;
+  const arithmetic *run = &job->run;
+  for (int pass = 0; pass < PASSES; pass++) {
+    pack(w, job->n, job->k, x);
+    int64_t piece = SHORT;
+    if (length > SHORT) {
+      signs(side, padded, rest);
+      const double seen = run->glance(x, length, side, rest, rest + padded);
+      const double expected = 0.625 * seen * sqrt(seen) / (double)side; /* of a spread spectrum */
+      piece = expected <= job->attainable / 4 ? FINE : ROUGH;
+    }
+    const double p2 = run->symmetric(x, length, side, 1, piece, e), size = sqrt(p2);
+    if (!(p2 < INFINITY)) return NONFINITE;
+    if (size >= job->near) return FAR;
+    if (size <= job->attainable / 4) return DONE;
+    double left = 0;
+    if (0.75 * p2 <= job->attainable / 10) {
+      run->mix(padded * padded, -0.5f, e, 0, s, s);
+    } else {
+      if (padded > side) /* the product reads whole rows */
+        for (int64_t J = 0; J < padded / WIDTH; J++)
+          memset(e + (J * padded + side) * WIDTH, 0, (size_t)((padded - side) * WIDTH) * sizeof *e);
+      const double p4 = run->symmetric(e, padded, side, 0, INT64_MAX, s), a = p4 / p2;
+      left = bound(p2, p4, (double)side);
+      if (left > job->goal && left <= 4 * job->goal && side >= 32)
+        left = 1.5 * probed(e, s, side, a, rest);
+      run->mix(padded * padded, (float)(-0.5 - 0.3125 * a), e, 0.375f, s, s);
+    }
+    (tall ? run->tall : run->wide)(w, job->n, job->k, s, rest);
+    if (left <= job->goal) return DONE;
+  }
+  return DONE;
+}
+
+static void *labour(void *argument) {
+  work *job = argument;
+  float *mine = job->scratch + __atomic_fetch_add(&job->free, 1, __ATOMIC_RELAXED) * job->room;
+  for (;;) {
+    const int64_t i = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
+    if (i >= job->count) return NULL;
+    job->codes[i] = (uint8_t)bring(job, job->data[i], mine);
+  }
+}
+
+/* Floats of scratch that one thread needs for an n x k matrix. */
+__attribute__((visibility("default"))) int64_t learnables_orthonormal_room(int64_t n, int64_t k) {
+  const int64_t side = n < k ? n : k, length = n < k ? k : n;
+  const int64_t padded = (side + WIDTH - 1) / WIDTH * WIDTH;
+  int64_t rest = TOGETHER * (side + 16);
+  if (rest < padded * WIDTH) rest = padded * WIDTH;
+  if (rest < padded + length) rest = padded + length;
+  return (2 * padded * padded + padded * length + rest + 2 * padded + 15) / 16 * 16;
+}
+
+/* `count` matrices of n x k floats, each in one piece at data[i]. `scratch`: `threads` times the
+ * room above, at a multiple of 64 bytes. Writes one code a matrix; returns the largest. */
+__attribute__((visibility("default"))) int learnables_orthonormal(
+    int64_t count, float *const *data, int64_t n, int64_t k, float *scratch, uint8_t *codes,
+    double near, double attainable, double goal, int threads, int level) {
+  work job = {count, n,    k,          0,    learnables_orthonormal_room(n, k), data, scratch,
+              codes, near, attainable, goal, best(level),                       0};
+  pthread_t helpers[MAX_THREADS];
+  int started = 0;
+  if (threads > count) threads = (int)count;
+  if (threads > MAX_THREADS) threads = MAX_THREADS;
+  while (started < threads - 1 && !pthread_create(helpers + started, NULL, labour, &job)) started++;
+  labour(&job); /* a thread that could not be had only makes it slower */
+  while (started) pthread_join(helpers[--started], NULL);
+  int worst = 0;
+  for (int64_t i = 0; i < count; i++)
+    if (codes[i] > worst) worst = codes[i];
+  return worst;
+}

@@ -1,0 +1,86 @@
+"""Calls orthonormal.c: many matrices back to orthonormal columns, in place, on the CPU."""
+
+import ctypes
+import functools
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from learnables._native import load
+
+AVX512, AVX2, BASELINE = 2, 1, 0
+FAR = 4
+"""Code of a matrix that was left alone, because it needs a decomposition."""
+LARGEST = 1 << 21
+"""Numbers in the largest matrix it is made for; its working memory is a few times that."""
+
+_scratch = threading.local()  # pages that are had once, not in every call
+
+
+@functools.cache
+def available() -> tuple[bool, str]:
+    """Whether the kernel is there, and the file it is in or why it is not."""
+    library, why = load("orthonormal")
+    if library is not None:
+        library.learnables_orthonormal_room.restype = ctypes.c_int64
+    return library is not None, why
+
+
+def run_(
+    tensors: Sequence[Tensor],
+    *,
+    near: float,
+    attainable: float,
+    goal: float,
+    threads: int,
+    level: int = AVX512,
+) -> Tensor:
+    """Bring each matrix (last two dimensions) to the nearest with orthonormal columns or rows.
+
+    Args:
+        tensors: Contiguous float32 tensors on the CPU with matrices of one shape.
+        near: ``‖E‖`` of the residual from which a matrix is left alone, with the code `FAR`.
+        attainable: What rounding leaves of ``‖E‖``.
+        goal: What may be left of it.
+        threads: How many threads at most, this one included.
+        level: The instruction set at most; for tests.
+
+    Returns:
+        A code for each matrix, one tensor after the other, uint8: 0, 1 for a matrix with NaN or
+        infinity, or `FAR`. Those are left as they are.
+    """
+    library, _ = load("orthonormal")
+    assert library is not None
+    n, k = tensors[0].shape[-2:]
+    pointers: list[int] = []
+    for x in tensors:
+        first = x.data_ptr()
+        pointers += range(first, first + 4 * x.numel(), 4 * n * k) if x.ndim > 2 else [first]
+    threads = max(1, min(threads, len(pointers)))
+    room = library.learnables_orthonormal_room(ctypes.c_int64(n), ctypes.c_int64(k))
+    codes = torch.empty(len(pointers), dtype=torch.uint8)
+    library.learnables_orthonormal(
+        ctypes.c_int64(len(pointers)),
+        (ctypes.c_void_p * len(pointers))(*pointers),
+        ctypes.c_int64(n),
+        ctypes.c_int64(k),
+        ctypes.c_void_p(_room(threads * room).data_ptr()),
+        ctypes.c_void_p(codes.data_ptr()),
+        ctypes.c_double(near),
+        ctypes.c_double(attainable),
+        ctypes.c_double(goal),
+        ctypes.c_int(threads),
+        ctypes.c_int(level),
+    )
+    torch.autograd.graph.increment_version(tensors)
+    return codes
+
+
+def _room(size: int) -> Tensor:
+    """At least ``size`` floats that nobody else uses while this thread is here."""
+    kept: Tensor | None = getattr(_scratch, "kept", None)
+    if kept is None or kept.numel() < size:
+        kept = _scratch.kept = torch.empty(size, dtype=torch.float32)
+    return kept
