@@ -495,6 +495,11 @@ def chain_to_leaf(x: Tensor) -> tuple[Tensor, list[str]] | None:
     return None
 
 
+def is_compiled(module: nn.Module) -> bool:
+    """Whether ``torch.compile`` or ``module.compile()`` stands around the forward of ``module``."""
+    return hasattr(module, "_orig_mod") or module._compiled_call_impl is not None
+
+
 def in_backward() -> bool:
     """Whether autograd runs backward in this thread, where checkpointing computes forwards again.
 

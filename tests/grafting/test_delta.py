@@ -65,6 +65,18 @@ def test_saved_and_loaded_the_outputs_are_bit_equal(kind, tmp_path):
     assert torch.equal(inferred(other, x), out)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_the_dtype_of_a_component_comes_back(dtype, tmp_path):
+    model, file = fresh().to(dtype), tmp_path / "delta"
+    prompts = ln.nn.Prompts(4, 8).to(dtype)
+    ln.graft(model, "extra", prompts, "blocks.*")
+    ln.train_only(model, "extra.*")
+    ln.save_delta(model, file)
+    (handle,) = ln.load_delta(fresh().to(dtype), file)
+    assert handle.component.tokens.dtype == dtype
+    assert torch.equal(handle.component.tokens, prompts.tokens)
+
+
 def test_a_component_of_ones_own_is_handed_over(tmp_path):
     model, x, file = fresh(), torch.randn(2, 5, 3), tmp_path / "delta"
     ln.graft(model, "extra", Plus(16, 8), "blocks.0.linear1.weight")

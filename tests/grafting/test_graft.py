@@ -6,7 +6,9 @@ import pickle
 
 import pytest
 import torch
+from tests.gloo import one_process_group
 from torch import nn
+from torch.distributed.fsdp import fully_shard
 
 import learnables as ln
 from learnables.errors import LearnablesError, SelectionError, ShapeError
@@ -167,9 +169,31 @@ def test_a_width_that_does_not_fit_tells_both_shapes():
         graft(Stack(), "deep", ln.nn.DeepPrompts(2, 3, 8), "blocks.*")
 
 
-def test_a_wrapped_model_says_when_to_graft():
-    with pytest.raises(LearnablesError, match="graft first"):
-        graft(torch.compile(Stack(), backend="eager"), "s", ln.nn.LayerScale(8), "blocks.0")
+def compiled_inside(model):
+    model.blocks[1] = torch.compile(model.blocks[1], backend="eager")
+    return model
+
+
+def compiled_in_place(model):
+    model.compile(backend="eager")
+    return model
+
+
+WRAPS = {
+    "compile": lambda model: torch.compile(model, backend="eager"),
+    "compile in place": compiled_in_place,
+    "compile a block": compiled_inside,
+    "DDP": nn.parallel.DistributedDataParallel,
+    "FSDP2": fully_shard,
+}
+
+
+@pytest.mark.parametrize("wrap", WRAPS)
+def test_a_wrapped_model_says_when_to_graft(wrap):
+    with one_process_group():
+        model = WRAPS[wrap](Stack())
+        with pytest.raises(LearnablesError, match="graft first, then compile, wrap, shard"):
+            graft(model, "s", ln.nn.LayerScale(8), "blocks.0")
 
 
 def test_an_error_inside_leaves_the_parameter_in_its_place():

@@ -131,6 +131,10 @@ def load_delta(
                 mend="load the base weights that the delta was trained on first",
             )
     made = {name: _build(path, name, spec, components or {}) for name, _, _, spec in grafts}
+    device = next((param.device for param in model.parameters()), torch.device("cpu"))
+    for name, component in made.items():
+        if name not in (components or {}):
+            _become(component.to(device), f"{name}.", tensors)
     own = dict(model.state_dict())
     own.update({f"{n}.{key}": x for n, c in made.items() for key, x in c.state_dict().items()})
     for name, x in tensors.items():
@@ -207,6 +211,14 @@ def _build(
         wanted="a component of learnables.nn with plain arguments, or one handed over",
         mend=f"ln.load_delta(model, path, components={{{name!r}: component}})",
     )
+
+
+def _become(component: nn.Module, front: str, tensors: Mapping[str, Tensor]) -> None:
+    """Give a component that was just built the dtypes that it was saved in."""
+    for name, param in component.named_parameters():
+        saved = tensors.get(front + name)
+        if saved is not None and saved.is_floating_point():
+            param.data = param.data.to(saved.dtype)
 
 
 def _check_fit(

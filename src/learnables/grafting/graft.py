@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from learnables._torch import WRAPPER_PREFIXES, is_dtensor
+from learnables._torch import WRAPPER_PREFIXES, is_compiled, is_dtensor
 from learnables.errors import LearnablesError, SelectionError, ShapeError
 from learnables.grafting import hooks
 from learnables.grafting.anatomy import Anatomy
@@ -432,11 +432,14 @@ def _put_in_front(made: Graft, anatomy: Anatomy, modules: list[nn.Module]) -> No
 
 
 def _count_tokens(grafts: list[Graft]) -> None:
-    """Tell the biases of attention which tokens were put in, in order."""
-    inserted = [g._tokens for g in grafts if g.where == "tokens"]
+    """Tell each bias of attention which tokens were put in around it, in order."""
     for made in grafts:
-        for bias in made._biases:
-            bias.inserted = list(inserted)
+        for path, bias in zip(made.at, made._biases, strict=False):  # none but biases have some
+            bias.inserted = [
+                g._tokens
+                for g in grafts
+                if g.where == "tokens" and any(f"{path}.".startswith(f"{at}.") for at in g.at)
+            ]
 
 
 def _paths(model: nn.Module, at: str | Sequence[str], *, parameters: bool) -> tuple[str, ...]:
@@ -472,12 +475,18 @@ def _paths(model: nn.Module, at: str | Sequence[str], *, parameters: bool) -> tu
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
-    wrapped = [prefix for prefix in WRAPPER_PREFIXES if prefix in model._modules]
-    wrapped = wrapped if len(model._modules) == 1 else []
-    if wrapped or any(is_dtensor(p) for p in model.parameters()):
-        raise LearnablesError(
-            "the model is already compiled, wrapped or sharded",
-            found=type(model).__qualname__,
-            wanted="the bare model",
-            mend="graft first, then compile, wrap, shard and build the optimizer",
-        )
+    wrapped = len(model._modules) == 1 and any(p in model._modules for p in WRAPPER_PREFIXES)
+    compiled = [name for name, module in model.named_modules() if is_compiled(module)]
+    sharded = [name for name, param in model.named_parameters() if is_dtensor(param)]
+    if not (wrapped or compiled or sharded):
+        return
+    kind = type(model).__qualname__
+    found = f"{kind} around the model" if wrapped else f"{kind} with {sharded[:1]} sharded"
+    if compiled:
+        found = f"{compiled[0] or kind} is compiled"
+    raise LearnablesError(
+        "the model is already compiled, wrapped or sharded",
+        found=found,
+        wanted="the bare model",
+        mend="graft first, then compile, wrap, shard and build the optimizer",
+    )
