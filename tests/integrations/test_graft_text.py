@@ -1,0 +1,195 @@
+"""Tokens in text models: what is masked stays masked, positions and the cache count what they do.
+
+Each fast way has a slow twin: the same vectors handed over by hand, or the whole text read again.
+"""
+
+import pytest
+import torch
+from tests.integrations.grafts import DISTIL, GPT2, NONE, READS, SMALL
+
+import learnables as ln
+from learnables.errors import LearnablesError
+
+ENCODERS = {
+    "Bert": {},
+    "Roberta": {},
+    "XLMRoberta": {},
+    "Electra": {"embedding_size": 48},
+    "DistilBert": DISTIL,
+}
+DECODERS = {
+    "Llama": {"num_key_value_heads": 1},
+    "Mistral": {"num_key_value_heads": 1},
+    "Qwen2": {"num_key_value_heads": 1},
+    "Qwen3": {"num_key_value_heads": 3, "head_dim": 16},
+    "Olmo": {},
+    "Olmo2": {},
+    "GPTNeoX": {},
+    "GPT2": GPT2,
+}
+FRONTS = ("prompts.", "deep.", "delta.")
+STRONG = ln.init.normal(1.0)  # prompts that a trained model would have are as large as its tokens
+
+
+def encoder(name, attention="sdpa"):
+    import transformers
+
+    torch.manual_seed(0)
+    config = {**READS, **(ENCODERS[name] if name == "DistilBert" else {**SMALL, **ENCODERS[name]})}
+    made = getattr(transformers, f"{name}Config")(**config)
+    model = getattr(transformers, f"{name}Model")(made).eval()
+    model.set_attn_implementation(attention)
+    return model
+
+
+def decoder(name, attention="sdpa"):
+    import transformers
+
+    torch.manual_seed(0)
+    own = {} if name == "GPT2" else {**SMALL, **READS}
+    made = getattr(transformers, f"{name}Config")(**{**own, **DECODERS[name], **NONE})
+    kind = "GPT2LMHeadModel" if name == "GPT2" else f"{name}ForCausalLM"
+    model = getattr(transformers, kind)(made).eval()
+    model.set_attn_implementation(attention)
+    return model
+
+
+def padded_right():
+    ids = torch.randint(1, 64, (2, 7))
+    mask = torch.ones_like(ids)
+    mask[1, 4:] = 0
+    return ids * mask, mask
+
+
+def padded_left():
+    ids, mask = padded_right()
+    return ids.flip(1), mask.flip(1)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", ENCODERS)
+@pytest.mark.parametrize("kind", ["Prompts", "DeepPrompts"])
+def test_padding_changes_nothing_of_a_text_with_prompts(name, kind, attention):
+    model = encoder(name, attention)
+    ids, mask = padded_right()
+    with torch.no_grad():
+        plain = model(ids, attention_mask=mask).last_hidden_state
+        prompts = (
+            ln.nn.Prompts(3, 48, prefix=1, init=STRONG)
+            if kind == "Prompts"
+            else ln.nn.DeepPrompts(2, 3, 48, prefix=1, init=STRONG)
+        )
+        handle = ln.graft(model, "prompts", prompts)
+        padded = model(ids, attention_mask=mask).last_hidden_state
+        alone = model(ids[1:, :4]).last_hidden_state
+        assert padded.shape == plain.shape
+        assert (padded - plain).abs().max() > 1e-3
+        torch.testing.assert_close(padded[1:, :4], alone)
+        handle.remove()
+        assert torch.equal(model(ids, attention_mask=mask).last_hidden_state, plain)
+
+
+def test_a_graft_in_an_encoder_is_what_a_hand_written_one_computes():
+    model = encoder("Bert", "eager")
+    ids, mask = padded_right()
+    prompts = ln.nn.Prompts(3, 48, prefix=1, init=STRONG)
+    with torch.no_grad():
+        x = prompts(model.embeddings(ids))
+        seen = torch.cat([mask[:, :1], mask.new_ones(2, 3), mask[:, 1:]], dim=1)
+        logits = torch.zeros(2, 1, 10, 10).masked_fill(seen[:, None, None] == 0, -1e30)
+        for layer in model.encoder.layer:
+            out = layer(x, logits)
+            x = out[0] if isinstance(out, tuple) else out
+        ln.graft(model, "prompts", prompts)
+        ours = model(ids, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(ours, torch.cat([x[:, :1], x[:, 4:]], dim=1))
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_a_graft_in_a_decoder_is_its_vectors_in_front(name, attention):
+    model = decoder(name, attention)
+    ids, mask = padded_left()
+    prompts = ln.nn.Prompts(3, 48, init=STRONG)
+    with torch.no_grad():
+        embedded = prompts(model.get_input_embeddings()(ids))
+        whole = torch.cat([mask.new_ones(2, 3), mask], dim=1)
+        wanted = model(inputs_embeds=embedded, attention_mask=whole).logits[:, 3:]
+        ln.graft(model, "prompts", prompts)
+        ours = model(ids, attention_mask=mask)
+        torch.testing.assert_close(ours.logits, wanted)
+        positions = torch.arange(7).expand(2, -1)
+        placed = model(ids, attention_mask=mask, position_ids=positions).logits
+        torch.testing.assert_close(placed, wanted)
+        loss = model(ids, attention_mask=mask, labels=ids).loss
+        assert torch.isfinite(loss)
+        states = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        assert {tuple(state.shape) for state in states} == {(2, 7, 48)}
+
+
+@pytest.mark.parametrize("kind", ["Prompts", "DeepPrompts", "two"])
+@pytest.mark.parametrize("name", DECODERS)
+def test_generation_with_a_cache_is_generation_without(name, kind):
+    model = decoder(name)
+    ids, mask = padded_left()
+    if kind == "DeepPrompts":
+        ln.graft(model, "deep", ln.nn.DeepPrompts(2, 3, 48, init=STRONG))
+    else:
+        ln.graft(model, "prompts", ln.nn.Prompts(3, 48, init=STRONG))
+    if kind == "two":
+        ln.graft(model, "memory", ln.nn.MemoryTokens(2, 48, init=STRONG))
+    told = {"max_new_tokens": 6, "do_sample": False, "pad_token_id": 0}
+    told |= {"attention_mask": mask, "return_dict_in_generate": True, "output_logits": True}
+    with torch.no_grad():
+        cached = model.generate(ids, use_cache=True, **told)
+        again = model.generate(ids, use_cache=False, **told)
+    assert torch.equal(cached.sequences, again.sequences)
+    torch.testing.assert_close(cached.logits, again.logits)
+    put = 5 if kind == "two" else 3
+    assert cached.past_key_values.get_seq_length() == 7 + put + 5
+
+
+def test_prompts_of_a_decoder_see_no_future():
+    model = decoder("Llama", "eager")
+    ln.graft(model, "deep", ln.nn.DeepPrompts(2, 3, 48, init=STRONG))
+    ids = torch.randint(1, 64, (1, 7))
+    other = ids.clone()
+    other[0, 4:] = (other[0, 4:] + 7) % 63 + 1
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits[:, :4], model(other).logits[:, :4])
+
+
+def test_what_a_decoder_cannot_count_is_refused():
+    from transformers import StaticCache
+
+    model = decoder("GPT2")
+    ln.graft(model, "prompts", ln.nn.Prompts(3, 48))
+    ids = torch.randint(1, 64, (2, 7))
+    with pytest.raises(LearnablesError, match=r"attention_mask \(2, 1, 7, 7\)"):
+        model(ids, attention_mask=torch.ones(2, 1, 7, 7))
+    with pytest.raises(LearnablesError, match="token_type_ids"):
+        model(ids, token_type_ids=torch.zeros_like(ids))
+    cache = StaticCache(model.config, max_cache_len=32)
+    with pytest.raises(LearnablesError, match="DynamicCache"):
+        model(ids, past_key_values=cache)
+    with pytest.raises(LearnablesError, match="in front of all layers"):
+        ln.graft(model, "more", ln.nn.Prompts(3, 48), at="transformer.h.1")
+
+
+def test_gradient_checkpointing_changes_no_gradient():
+    grads = []
+    for again in (False, True):
+        model = decoder("Llama").train()
+        torch.manual_seed(1)
+        ln.graft(model, "prompts", ln.nn.Prompts(3, 48))
+        ln.graft(model, "deep", ln.nn.DeepPrompts(2, 2, 48, prefix=3))
+        query = "model.layers.0.self_attn.q_proj.weight"
+        ln.graft(model, "delta", ln.nn.LowRankDelta(48, 48, init=STRONG), query)
+        torch.nn.init.normal_(model.delta.up)
+        if again:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        ids, mask = padded_left()
+        model(ids, attention_mask=mask, labels=ids).loss.backward()
+        grads.append({n: p.grad for n, p in model.named_parameters() if n.startswith(FRONTS)})
+    assert all(grad.any() for grad in grads[0].values())
+    torch.testing.assert_close(grads[0], grads[1])

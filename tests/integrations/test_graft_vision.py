@@ -1,0 +1,206 @@
+"""Grafts in vision models beside hand-written forwards: pooling, other image sizes, biases."""
+
+import pytest
+import torch
+
+import learnables as ln
+from learnables.errors import LearnablesError, ShapeError
+
+STRONG = ln.init.normal(1.0)
+SIZES = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10}
+
+
+def of_timm(name="vit_tiny_patch16_224", **more):
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, **{**SIZES, **more}).eval()
+    torch.nn.init.normal_(model.head.weight)
+    return model
+
+
+def embedded(model, x):
+    """What goes into the first block of a timm ViT."""
+    x = model._pos_embed(model.patch_embed(x))
+    return model.norm_pre(model.patch_drop(x))
+
+
+def answer(model, x):
+    return model.forward_head(model.norm(x))
+
+
+@pytest.mark.parametrize("pool", ["token", "avg"])
+@pytest.mark.parametrize("side", [32, 64])
+def test_pooling_and_resized_positions_know_the_tokens_they_knew(pool, side):
+    model = of_timm(img_size=32, dynamic_img_size=True, global_pool=pool)
+    x = torch.randn(2, 3, side, side)
+    registers, deep = ln.nn.RegisterTokens(2, 48), ln.nn.DeepPrompts(3, 4, 48, 1, init=STRONG)
+    with torch.no_grad():
+        before = model(x)
+        tokens = registers(embedded(model, x))
+        for layer, block in enumerate(model.blocks):
+            tokens = block(deep(tokens, layer))
+        tokens = torch.cat([tokens[:, :1], tokens[:, 5:]], dim=1)  # without the prompts
+        wanted = answer(model, tokens[:, 2:])  # and without the registers in front
+        first = ln.graft(model, "registers", registers)
+        second = ln.graft(model, "prompts", deep)
+        torch.testing.assert_close(model(x), wanted)
+        assert (wanted - before).abs().max() > 1e-3
+        second.remove()
+        first.remove()
+        assert torch.equal(model(x), before)
+
+
+def test_a_model_that_is_given_another_image_size_afterwards_keeps_its_graft():
+    model = of_timm(img_size=32)
+    ln.graft(model, "prompts", ln.nn.Prompts(4, 48, prefix=1, init=STRONG))
+    other = of_timm(img_size=32)
+    other.load_state_dict({n: v for n, v in model.state_dict().items() if "prompts" not in n})
+    for one in (model, other):
+        one.set_input_size(img_size=64)
+    ln.graft(other, "prompts", model.prompts)
+    x = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(model(x), other(x))
+
+
+@pytest.mark.parametrize("side", [32, 48])
+def test_transformers_interpolates_positions_beside_a_graft(side):
+    from transformers import ViTConfig, ViTModel
+
+    torch.manual_seed(0)
+    config = ViTConfig(
+        hidden_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=3,
+        intermediate_size=96,
+        image_size=32,
+        patch_size=8,
+    )
+    model, x = ViTModel(config).eval(), torch.randn(2, 3, side, side)
+    prompts = ln.nn.Prompts(4, 48, prefix=1, init=STRONG)
+    with torch.no_grad():
+        plain = model(x, interpolate_pos_encoding=True).last_hidden_state
+        tokens = prompts(model.embeddings(x, interpolate_pos_encoding=True))
+        for layer in model.layers:
+            tokens = layer(tokens)
+        tokens = model.layernorm(tokens)
+        ln.graft(model, "prompts", prompts)
+        ours = model(x, interpolate_pos_encoding=True)
+        assert ours.last_hidden_state.shape == plain.shape
+        wanted = torch.cat([tokens[:, :1], tokens[:, 5:]], dim=1)
+        torch.testing.assert_close(ours.last_hidden_state, wanted)
+        torch.testing.assert_close(ours.pooler_output, model.pooler(wanted))
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_relative_bias_is_added_to_every_attention(fused):
+    model = of_timm(img_size=64)
+    for block in model.blocks:
+        block.attn.fused_attn = fused
+    x, bias = torch.randn(2, 3, 64, 64), ln.nn.RelativeBias(4, 3, prefix=1, init=STRONG)
+    with torch.no_grad():
+        plain, wanted = model(x), model(x, attn_mask=bias.bias()[None])
+        handle = ln.graft(model, "relative", bias)
+        torch.testing.assert_close(model(x), wanted)
+        assert (wanted - plain).abs().max() > 1e-3
+        handle.remove()
+        assert torch.equal(model(x), plain)
+
+
+@pytest.mark.parametrize("order", ["bias first", "tokens first"])
+def test_tokens_that_were_put_in_get_no_bias(order):
+    model = of_timm(img_size=64)
+    x, bias = torch.randn(2, 3, 64, 64), ln.nn.RelativeBias(4, 3, prefix=1, init=STRONG)
+    registers, prompts = ln.nn.RegisterTokens(2, 48), ln.nn.Prompts(3, 48, prefix=3, init=STRONG)
+    with torch.no_grad():
+        padded = torch.zeros(3, 22, 22)
+        old = torch.tensor([2, *range(6, 22)])  # registers 0, 1; class token 2; prompts 3 … 5
+        padded[:, old[:, None], old] = bias.bias()
+        tokens = prompts(registers(embedded(model, x)))
+        for block in model.blocks:
+            tokens = block(tokens, attn_mask=padded[None])
+        wanted = answer(model, tokens[:, old])
+        if order == "bias first":
+            ln.graft(model, "relative", bias)
+        ln.graft(model, "registers", registers)
+        ln.graft(model, "prompts", prompts)
+        if order == "tokens first":
+            ln.graft(model, "relative", bias)
+        torch.testing.assert_close(model(x), wanted)
+
+
+def test_a_bias_joins_a_mask_that_is_there():
+    model = of_timm(img_size=64)
+    x, bias = torch.randn(2, 3, 64, 64), ln.nn.RelativeBias(4, 3, prefix=1, init=STRONG)
+    keep = torch.ones(2, 1, 17, 17, dtype=torch.bool)
+    keep[..., 9:] = False
+    added = torch.zeros(keep.shape).masked_fill(~keep, float("-inf"))
+    with torch.no_grad():
+        wanted = model(x, attn_mask=added + bias.bias())
+        ln.graft(model, "relative", bias)
+        torch.testing.assert_close(model(x, attn_mask=keep), wanted)
+        torch.testing.assert_close(model(x, attn_mask=added), wanted)
+
+
+def test_a_bias_of_another_window_or_prefix_tells_both_numbers():
+    model = of_timm(img_size=64)
+    with pytest.raises(ShapeError, match=r"prefix=0[\s\S]*prefix=1"):
+        ln.graft(model, "relative", ln.nn.RelativeBias(4, 3))
+    ln.graft(model, "relative", ln.nn.RelativeBias(3, 3, prefix=1))
+    with pytest.raises(ShapeError, match=r"10 tokens[\s\S]*17 tokens"):
+        model(torch.randn(2, 3, 64, 64))
+
+
+def test_two_class_tokens_stay_in_front():
+    model = of_timm("deit_tiny_distilled_patch16_224", img_size=32)
+    torch.nn.init.normal_(model.head_dist.weight)
+    x, prompts = torch.randn(2, 3, 32, 32), ln.nn.Prompts(4, 48, prefix=2, init=STRONG)
+    with torch.no_grad():
+        tokens = prompts(embedded(model, x))
+        for block in model.blocks:
+            tokens = block(tokens)
+        wanted = answer(model, torch.cat([tokens[:, :2], tokens[:, 6:]], dim=1))
+        ln.graft(model, "prompts", prompts)
+        torch.testing.assert_close(model(x), wanted)
+
+
+def test_one_of_two_models_in_one_has_to_be_named():
+    model = torch.nn.ModuleList([of_timm(img_size=32), of_timm(img_size=32)])
+    with pytest.raises(LearnablesError, match=r"'0.blocks', '1.blocks'"):
+        ln.graft(model, "prompts", ln.nn.Prompts(4, 48))
+    handle = ln.graft(model, "prompts", ln.nn.Prompts(4, 48), "1.blocks.*")
+    assert handle.at == ("1.blocks.0", "1.blocks.1", "1.blocks.2")
+
+
+def test_a_delta_on_the_queries_and_values_of_a_fused_qkv_is_two_of_separate_ones():
+    model, x = of_timm(img_size=32), torch.randn(2, 3, 32, 32)
+    delta = ln.nn.LowRankDelta(144, 48, rank=2, sections=3, chosen=(0, 2))
+    torch.nn.init.normal_(delta.up)
+    with torch.no_grad():
+        qkv = model.blocks[0].attn.qkv.weight
+        query, value = delta.up[:48] @ delta.down[:2], delta.up[48:] @ delta.down[2:]
+        changed = qkv + torch.cat([query, torch.zeros(48, 48), value])
+        wanted = torch.func.functional_call(model, {"blocks.0.attn.qkv.weight": changed}, (x,))
+        handle = ln.graft(model, "delta", delta, "blocks.0.attn.qkv.weight")
+        torch.testing.assert_close(model(x), wanted)
+        out = model(x)
+        handle.merge()
+        assert torch.equal(model(x), out)
+
+
+def test_a_low_rank_bias_in_windows():
+    import timm
+
+    torch.manual_seed(0)
+    stages = {"depths": (1, 1), "num_heads": (2, 4), "embed_dim": 16}
+    model = timm.create_model("swin_tiny_patch4_window7_224", img_size=56, **stages).eval()
+    name = "layers.0.blocks.0.attn.relative_position_bias_table"
+    table, x = model.get_parameter(name), torch.randn(2, 3, 56, 56)
+    delta = ln.nn.LowRankDelta(*table.shape, rank=1)
+    torch.nn.init.normal_(delta.up, std=10.0)
+    with torch.no_grad():
+        changed = {name: table + delta.up @ delta.down}
+        wanted = torch.func.functional_call(model, changed, (x,))
+        ln.graft(model, "delta", delta, name)
+        torch.testing.assert_close(model(x), wanted)
