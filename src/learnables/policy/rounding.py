@@ -11,14 +11,16 @@ All that outlives a step lies in ``optimizer.state[parameter]``, so any checkpoi
 
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from typing import Any, Literal, TypeAlias, TypeVar, final
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from learnables._native import rounding as native
 from learnables._torch import (
     add_all_,
     add_to_all_,
@@ -39,6 +41,7 @@ CARRY, MASTER, COUNT = "rounding_error", "master", "rounding_step"
 _OURS = (CARRY, MASTER, COUNT)
 _LOW, _HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)  # halves of a float32
 _HALF = 0x8000  # half a unit of the upper half
+_ROOM = 1 << 21  # elements
 _ALIGNED = 16  # elements: copies in one buffer start where vector instructions like it
 _FP8 = tuple(getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e5m2"))
 ROUNDED = (torch.bfloat16, torch.float16, *_FP8)
@@ -194,7 +197,7 @@ class Rounding:
             there = [one for one in some if one.param.grad is not None]
             gradients = [local(one.param.grad) for one in there]  # type: ignore[arg-type]
             views = _views([one.values for one in there], device)
-            copy_all_(views, gradients)
+            _widen_(views, gradients)
             for one in some:
                 assert one.copy is not None
                 one.copy.grad = None
@@ -223,7 +226,7 @@ class Rounding:
         ]
         for device, some in _by(narrow, lambda this: this[0].param.device).items():
             views = _views([local(value) for _, _, value in some], device)
-            copy_all_(views, [local(value) for _, _, value in some])
+            _widen_(views, [local(value) for _, _, value in some])
             for (one, key, value), view in zip(some, views, strict=True):
                 self.optimizer.state[one.param][key] = sharded_as(view, value)
 
@@ -248,11 +251,11 @@ class Rounding:
             for key, value in self.optimizer.state.get(one.param, {}).items()
             if _is_moment(one, key, value) and value.dtype is torch.float32
         ]
-        for device, some in _by(wide, lambda this: this[0].param.device).items():
+        for some in _by(wide, lambda this: this[0].param.device).values():
             count = max(one.ours.get(COUNT, 0) for one, _, _ in some)
             parts = [_dense(local(value)) for _, _, value in some]
             narrow = [torch.empty_like(x, dtype=torch.bfloat16) for x in parts]
-            _round_stochastically_(narrow, parts, _noise(parts, device, 2 * count + 1))
+            _round_stochastically_(narrow, parts, 2 * count + 1)
             for (one, key, value), x in zip(some, narrow, strict=True):
                 self.optimizer.state[one.param][key] = sharded_as(x, value)
 
@@ -304,26 +307,19 @@ class Rounding:
 
 
 def _read_nearest(some: Sequence[Rounded]) -> None:
-    copy_all_([one.values for one in some], [local(one.param) for one in some])
+    _widen_([one.values for one in some], [local(one.param) for one in some])
 
 
 def _read_kahan(some: Sequence[Rounded]) -> None:
     """Add what the last rounding cut off."""
+    carried = [local(one.ours[CARRY]) if CARRY in one.ours else None for one in some]
+    if some[0].param.dtype is torch.bfloat16:
+        _widen_([one.values for one in some], [local(one.param) for one in some], carried)
+        return
     _read_nearest(some)
-    carrying = [one for one in some if CARRY in one.ours]
-    if not carrying:
-        return
-    carried = [local(one.ours[CARRY]) for one in carrying]
-    if carrying[0].param.dtype is torch.bfloat16:
-        # The lower half of the float32, signed: together they are it exactly, and where somebody
-        # wrote to the parameter the sum is that new value still, to within its own rounding. But
-        # not where he wrote 0: below it lie the bits of NaN.
-        own = [local(one.param) != 0 for one in carrying]
-        carried = [error * there for error, there in zip(carried, own, strict=True)]
-        add_all_([one.values.view(torch.int32) for one in carrying], carried)
-        return
-    for one, error in zip(carrying, carried, strict=True):
-        _keep_unless_written(one, one.values + error)
+    for one, error in zip(some, carried, strict=True):
+        if error is not None:
+            _keep_unless_written(one, one.values + error)
 
 
 def _read_master(some: Sequence[Rounded]) -> None:
@@ -338,7 +334,12 @@ def _read_master(some: Sequence[Rounded]) -> None:
 
 def _keep_unless_written(one: Rounded, whole: Tensor) -> None:
     own = local(one.param)
-    same = whole.to(own.dtype).float() == own.float()
+    rounded = whole.to(own.dtype)
+    if own.device.type == "cpu" and own.dtype not in _FP8 and torch.equal(rounded, own):
+        if whole is not one.values:
+            one.values.copy_(whole)
+        return
+    same = rounded.float() == own.float()
     one.values.copy_(torch.where(same, whole, own.float()))
 
 
@@ -352,23 +353,20 @@ def _write_kahan(some: Sequence[Rounded], spoil: bool) -> None:
             bits = error.view(torch.int32).bitwise_and_(-65536).view(torch.float32)
             _keep(one, CARRY, bits.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).bfloat16())
         return
-    wide = [one.values if spoil else one.values.clone() for one in some]
-    for one, x in zip(some, wide, strict=True):
-        x.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=-torch.inf)  # one NaN: no overflow
+    for one in some:
         if CARRY not in one.ours:
-            _keep(one, CARRY, torch.empty_like(x, dtype=torch.int16))
-    copy_all_([local(one.ours[CARRY]) for one in some], [_half(x, _LOW) for x in wide])
-    add_to_all_([x.view(torch.int32) for x in wide], _HALF)
-    copy_all_([_bits(one) for one in some], [_half(x, _HIGH) for x in wide])
+            _keep(one, CARRY, torch.empty_like(one.values, dtype=torch.int16))
+    wide = [one.values if spoil else one.values.clone() for one in some]
+    _narrow_([local(one.param) for one in some], wide, [local(one.ours[CARRY]) for one in some])
 
 
 def _write_stochastic(some: Sequence[Rounded], spoil: bool) -> None:
     parts = [one.values if spoil else one.values.clone() for one in some]
-    noise = _noise(parts, parts[0].device, 2 * max(one.ours.get(COUNT, 0) for one in some))
+    seed = 2 * max(one.ours.get(COUNT, 0) for one in some)
     if some[0].param.dtype is torch.bfloat16:
-        _round_stochastically_([local(one.param) for one in some], parts, noise)
+        _round_stochastically_([local(one.param) for one in some], parts, seed)
         return
-    for one, x, some_noise in zip(some, parts, noise, strict=True):
+    for one, x, some_noise in zip(some, parts, _noise(parts, seed), strict=True):
         own = local(one.param)
         own.copy_(_stochastic(x, some_noise, own.dtype))
 
@@ -376,7 +374,7 @@ def _write_stochastic(some: Sequence[Rounded], spoil: bool) -> None:
 def _write_master(some: Sequence[Rounded], spoil: bool) -> None:
     for one in some:
         own = local(one.param)
-        own.copy_(_nearest(one.values, own.dtype))
+        own.copy_(_nearest(one.values, own.dtype) if own.dtype in _FP8 else one.values)
         if MASTER not in one.ours:
             _keep(one, MASTER, one.values)
 
@@ -405,23 +403,119 @@ def _nearest(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype)
 
 
-# --- stochastic rounding -----------------------------------------------------------------------
+# --- bfloat16 and float32 ------------------------------------------------------------------------
 
 
-def _noise(like: Sequence[Tensor], device: torch.device, seed: int) -> list[Tensor]:
-    """Sixteen random bits for each element, the same on all ranks and at every resume."""
-    generator = torch.Generator(device).manual_seed(seed)
+def _widen_(
+    wide: list[Tensor], narrow: Sequence[Tensor], lower: Sequence[Tensor | None] | None = None
+) -> None:
+    """Copy into float32; bfloat16 with its ``lower`` halves, signed, where there are any.
+
+    Together they are the float32 exactly; where somebody wrote to the upper half since, the sum is
+    that new value still, to within its own rounding. But not where he wrote 0: below it lie the
+    bits of NaN.
+    """
+    halves = [None] * len(wide) if lower is None else list(lower)
+    quick = [_fits(x, y) for x, y in zip(wide, narrow, strict=True)]
+    if any(quick):
+        native.run_(
+            native.WIDEN,
+            list(compress(wide, quick)),
+            list(compress(narrow, quick)),
+            list(compress(halves, quick)),
+            threads=torch.get_num_threads(),
+        )
+    slow = [not fits for fits in quick]
+    copy_all_(list(compress(wide, slow)), list(compress(narrow, slow)))
+    rest = zip(wide, narrow, halves, slow, strict=True)
+    carrying = [(x, y, z) for x, y, z, is_slow in rest if is_slow and z is not None]
+    sums = [error * (upper != 0) for _, upper, error in carrying]
+    add_all_([x.view(torch.int32) for x, _, _ in carrying], sums)
+
+
+def _narrow_(narrow: list[Tensor], wide: list[Tensor], lower: list[Tensor]) -> None:
+    """Round float32 to nearest, ties away from 0, and keep the lower halves; spoils ``wide``."""
+    quick = [_fits(x, y) for x, y in zip(wide, narrow, strict=True)]
+    if any(quick):
+        native.run_(
+            native.NARROW,
+            list(compress(wide, quick)),
+            list(compress(narrow, quick)),
+            list(compress(lower, quick)),
+            threads=torch.get_num_threads(),
+        )
+    slow = [not fits for fits in quick]
+    wide = list(compress(wide, slow))
+    for x in wide:
+        x.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=-torch.inf)  # one NaN: no overflow
+    copy_all_(list(compress(lower, slow)), [_half(x, _LOW) for x in wide])
+    add_to_all_([x.view(torch.int32) for x in wide], _HALF)
+    to = [x.view(torch.int16) for x in compress(narrow, slow)]
+    copy_all_(to, [_half(x, _HIGH) for x in wide])
+
+
+def _fits(wide: Tensor, narrow: Tensor) -> bool:
+    """Whether the native kernel may walk both in the order of memory; ``wide`` has no gaps."""
+    return (
+        narrow.dtype is torch.bfloat16
+        and narrow.device.type == "cpu"
+        and wide.stride() == narrow.stride()
+        and native.available()[0]
+    )
+
+
+# --- stochastic rounding -------------------------------------------------------------------------
+
+
+def _noise(like: Sequence[Tensor], seed: int) -> list[Tensor]:
+    """Sixteen random bits for each element, a function of its place and the seed.
+
+    So they are the same on all ranks, on all devices and at every resume, and nobody else's random
+    numbers are drawn from.
+    """
     starts = _starts(like)
-    drawn = torch.empty(starts[-1] // 4, dtype=torch.int64, device=device)
-    bits = drawn.random_(-(2**63), None, generator=generator).view(torch.int16)
+    start = _signed(_mixed(seed))
+    place = torch.arange(starts[-1] // 2, dtype=torch.int32, device=like[0].device).add_(start)
+    place ^= (place >> 16) & 0xFFFF
+    place *= 0x7FEB352D
+    place ^= (place >> 15) & 0x1FFFF
+    place *= _signed(0x846CA68B)
+    place ^= (place >> 16) & 0xFFFF
+    bits = place.view(torch.int16)
     return [bits.as_strided(x.shape, x.stride(), at) for at, x in zip(starts, like, strict=False)]
 
 
-def _round_stochastically_(to: list[Tensor], xs: list[Tensor], noise: list[Tensor]) -> None:
+def _mixed(x: int) -> int:
+    """One number of the same hash, lowbias32 of Wellons' hash prospector."""
+    x ^= x >> 16
+    x = x * 0x7FEB352D & 0xFFFFFFFF
+    x ^= x >> 15
+    x = x * 0x846CA68B & 0xFFFFFFFF
+    return x ^ x >> 16
+
+
+def _signed(x: int) -> int:
+    return x - (1 << 32) if x >= 1 << 31 else x
+
+
+def _round_stochastically_(to: list[Tensor], xs: list[Tensor], seed: int) -> None:
     """Write ``xs``, float32, into ``to``, bfloat16: up or down, so that the mean is x; spoils xs.
 
     A random number below one unit is added to the bits before the lower half is cut off.
     """
+    if all(_fits(x, y) for x, y in zip(xs, to, strict=True)):
+        nothing: list[Tensor | None] = [None] * len(xs)
+        native.run_(
+            native.STOCHASTIC,
+            xs,
+            to,
+            nothing,
+            _starts(xs)[:-1],
+            _mixed(seed),
+            threads=torch.get_num_threads(),
+        )
+        return
+    noise = _noise(xs, seed)
     for x in xs:
         x.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=-torch.inf)  # one NaN: no overflow
     bits = [x.view(torch.int32) for x in xs]
@@ -478,10 +572,29 @@ def _starts(like: Sequence[Tensor]) -> list[int]:
 
 
 def _views(like: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """Float32 tensors with these shapes and orders of memory, all in one new buffer."""
-    starts = _starts(like)
-    room = torch.empty(starts[-1], dtype=torch.float32, device=device)
-    return [room.as_strided(x.shape, _order(x), at) for at, x in zip(starts, like, strict=False)]
+    """New float32 tensors with these shapes and orders of memory, the small ones in one buffer."""
+    views: list[Tensor] = []
+    for some in _rooms(like):
+        starts = _starts(some)
+        room = torch.empty(starts[-1], dtype=torch.float32, device=device)
+        views += [
+            room.as_strided(x.shape, _order(x), at) for at, x in zip(starts, some, strict=False)
+        ]
+    return views
+
+
+def _rooms(like: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    # Larger pieces of memory the C library gets from the system, and gives back, at every step.
+    some: list[Tensor] = []
+    count = 0
+    for x in like:
+        if some and count + x.numel() > _ROOM:
+            yield some
+            some, count = [], 0
+        some.append(x)
+        count += x.numel()
+    if some:
+        yield some
 
 
 def _order(x: Tensor) -> tuple[int, ...]:
@@ -493,10 +606,6 @@ def _half(x: Tensor, which: int) -> Tensor:
     shorts = x.view(torch.int32).as_strided((x.numel(),), (1,)).view(torch.int16)
     at = 2 * x.storage_offset() + which
     return shorts.as_strided(x.shape, [2 * s for s in x.stride()], at)
-
-
-def _bits(one: Rounded) -> Tensor:
-    return local(one.param).detach().view(torch.int16)
 
 
 def _by(things: Iterable[_T], key: Callable[[_T], Any]) -> dict[Any, list[_T]]:
