@@ -85,6 +85,8 @@ TEXT = {
         "| MLPs | values in them | test accuracy, mean (lowest – highest) | below dense |",
         "points",
         {way: way for way in RULES},
+        "One test image is {one:.2f} points: on these images the ways to choose blocks do not "
+        "differ.",
     ),
     "zh": (
         "`learnables train vit --data {data}`，MLP 的每个矩阵都切成 {block} × {block} 的块，"
@@ -94,6 +96,7 @@ TEXT = {
         "| MLP | 其中的数值 | 测试准确率，平均（最低 – 最高） | 比稠密低 |",
         "个百分点",
         {"dense": "稠密", "fixed blocks": "固定的块", "SET": "SET", "RigL": "RigL"},
+        "一张测试图像是 {one:.2f} 个百分点：在这些图像上，几种选块的做法没有差别。",
     ),
 }
 
@@ -101,7 +104,7 @@ TEXT = {
 def table(language: str) -> str:
     """The result file as Markdown."""
     found = parts("rigl")
-    head, columns, points, names = TEXT[language]
+    head, columns, points, names, closing = TEXT[language]
     first = found["dense"]
     head = head.format(
         data=first["data"],
@@ -121,6 +124,7 @@ def table(language: str) -> str:
             f"| {names[way]} | {rows[0]['mlp_values']:,} | {mean(rows):.2f} % "
             f"({min(accuracy):.2f} – {max(accuracy):.2f}) | {lost} |"
         )
+    lines += ["", closing.format(one=100 / len(load_images(first["data"]).test))]
     return "\n".join(lines)
 
 

@@ -1,13 +1,16 @@
 """What a block-sparse linear layer costs, forward and backward, beside a dense one and the peers.
 
-python benchmarks/sparse.py [--quick] [--only PART]
+    python benchmarks/sparse.py                # all parts, about ten minutes on one core
+    python benchmarks/sparse.py --only grid    # one part, three minutes at most; the others stay
+    python benchmarks/sparse.py --quick        # a dry run without 4096 x 4096, which writes nothing
+    python benchmarks/sparse.py --table        # write what the file says into the docs pages
 
 One thread, process CPU time, every task in turns with the dense layer of the same size. "Ideal" is
-density x the time of that dense layer; gradients go to the input and to the stored values. Prints
-the tables and writes results/sparse.json. ``--quick`` leaves out 4096 x 4096; ``--only`` runs one
-of: grid, peers, blocks, half, batch, break_even, memory.
+density x the time of that dense layer; gradients go to the input and to the stored values. Writes
+results/sparse.json, each part with the machine it was measured on.
 """
 
+import argparse
 import os
 import subprocess
 import sys
@@ -16,15 +19,15 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from environment import Timing, paired, save
+from environment import Timing, paired, parts, save_part, where, write_tables
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import learnables as ln
 from learnables.sparse.kernels import FORCE
 
-QUICK = "--quick" in sys.argv
-SIZES = (1024,) if QUICK else (1024, 4096)
+Rows = list[dict[str, Any]]
+SIZES = [1024, 4096]
 DENSITIES = (0.1, 0.2, 0.5)
 BATCH = 512
 
@@ -91,7 +94,7 @@ def against_dense(size: int, block: int, density: float, seconds: float, **more:
     return {"density": layer.density, "dense_ms": 1e3 * timings["baseline"].median, **rows}
 
 
-def grid() -> list[dict[str, Any]]:
+def grid() -> Rows:
     rows = []
     for size in SIZES:
         for density in DENSITIES:
@@ -101,16 +104,19 @@ def grid() -> list[dict[str, Any]]:
     return rows
 
 
-def blocks() -> list[dict[str, Any]]:
+def blocks() -> Rows:
     rows = []
-    for block in (8, 16, 32, 128):
-        for density in (0.1, 0.2, 0.5) if block in (32, 128) else (0.2,):
-            rows.append({"size": 1024, "block": block, **against_dense(1024, block, density, 3)})
-            show(rows[-1])
+    settings = [(1024, block, 0.2) for block in (8, 16)]
+    settings += [(1024, block, density) for block in (32, 128) for density in DENSITIES]
+    settings += [(size, 32, density) for size in SIZES[1:] for density in DENSITIES]
+    for size, block, density in settings:
+        row = against_dense(size, block, density, 3 if size == 1024 else 8)
+        rows.append({"size": size, "block": block, **row})
+        show(rows[-1])
     return rows
 
 
-def half() -> list[dict[str, Any]]:
+def half() -> Rows:
     rows = []
     for size in SIZES:
         for density in DENSITIES:
@@ -120,7 +126,7 @@ def half() -> list[dict[str, Any]]:
     return rows
 
 
-def batch() -> list[dict[str, Any]]:
+def batch() -> Rows:
     rows = []
     for samples in (1, 8, 64, 512, 8192):
         row = against_dense(1024, 64, 0.2, 3, batch=samples)
@@ -129,7 +135,7 @@ def batch() -> list[dict[str, Any]]:
     return rows
 
 
-def break_even() -> list[dict[str, Any]]:
+def break_even() -> Rows:
     rows = []
     for size, density in [(s, d) for s in SIZES for d in (0.7, 0.8, 0.9, 1.0)]:
         row = against_dense(size, 64, density, 3 if size == 1024 else 8)
@@ -138,11 +144,11 @@ def break_even() -> list[dict[str, Any]]:
     return rows
 
 
-def peers() -> list[dict[str, Any]]:
+def peers() -> Rows:
     """What else one can do with the same mask in torch today."""
     rows = []
     for size in SIZES:
-        for density in DENSITIES:
+        for density in DENSITIES if size == 1024 else DENSITIES[:1]:
             layer, dense, x, g = setting(size, 64, density)
             whole = layer.dense().detach().requires_grad_()
             mask = (layer.dense() != 0).float().detach()
@@ -197,7 +203,7 @@ def peers() -> list[dict[str, Any]]:
     return rows
 
 
-def memory() -> list[dict[str, Any]]:
+def memory() -> Rows:
     """Bytes that live after three AdamW steps, counted; and the process's peak, measured."""
     rows = []
     for size in SIZES:
@@ -275,16 +281,160 @@ def show(row: dict[str, Any]) -> None:
 
 PARTS = {f.__name__: f for f in (grid, blocks, half, batch, break_even, peers, memory)}
 
+WORDS = {
+    "en": {
+        "matrix": "matrix",
+        "block": "block",
+        "dtype": "dtype",
+        "batch": "batch",
+        "density": "density",
+        "dense": "dense",
+        "native": "native",
+        "torch": "plain torch",
+        "masked dense": "masked dense",
+        "article 5.2": "the article's 5.2",
+        "torch BSR, no gradient to x": "torch BSR, no gradient to x",
+        "forward": "forward, torch BSR over ours",
+        "held": "parameters, gradients, AdamW",
+        "held dense": "of the dense layer",
+        "over": "over density × dense",
+        "peak": "peak of a process: sparse, dense",
+        "ideal": "Forward and backward, batch 512. Numbers are multiples of *ideal*, which is "
+        "density × the time of the dense layer in the same rounds; dense in ms.",
+        "batches": "The same by batch size, 1024 × 1024, block 64:",
+        "even": "Near full density, time over that of the dense layer:",
+        "peers": "What else there is in torch for the same mask, in multiples of ideal:",
+        "memory": "Bytes that live after three AdamW steps, counted, and by how much the process "
+        "grew at its peak, measured:",
+    },
+    "zh": {
+        "matrix": "矩阵",
+        "block": "块",
+        "dtype": "类型",
+        "batch": "批大小",
+        "density": "密度",
+        "dense": "稠密",
+        "native": "原生",
+        "torch": "纯 torch",
+        "masked dense": "稠密加掩码",
+        "article 5.2": "文章 5.2",
+        "torch BSR, no gradient to x": "torch BSR，x 没有梯度",
+        "forward": "前向，torch BSR 与我们之比",
+        "held": "参数、梯度、AdamW",
+        "held dense": "稠密层的",
+        "over": "与 密度 × 稠密 之比",
+        "peak": "进程峰值：稀疏，稠密",
+        "ideal": "前向加反向，批大小 512。数字是*理想值*的倍数；"
+        "理想值 = 密度 × 同一轮里稠密层的时间；稠密一列为毫秒。",
+        "batches": "按批大小，1024 × 1024，块 64：",
+        "even": "接近满密度时，与稠密层时间之比：",
+        "peers": "同一掩码在 torch 里还有哪些做法，以理想值的倍数计：",
+        "memory": "三步 AdamW 之后还在的字节数（清点所得），"
+        "以及进程在峰值时增长了多少（测量所得）：",
+    },
+}
+
+
+def table(language: str) -> str:
+    """The parts of the result file as Markdown; a part that was not measured is left out."""
+    found, word = parts("sparse"), WORDS[language]
+    lines: list[str] = []
+
+    def add(names: tuple[str, ...], title: str, columns: list[str], cells: Any) -> None:
+        there = [name for name in names if name in found]
+        if not there:
+            return
+        lines.extend([word[title], "", bar(word.get(c, c) for c in columns)])
+        lines.append(bar("---" for _ in columns))
+        lines.extend(bar(cells(row)) for name in there for row in found[name]["rows"])
+        lines.extend(["", where(found[there[0]]["environment"], language), ""])
+
+    add(
+        ("grid", "blocks", "half"),
+        "ideal",
+        ["matrix", "block", "dtype", "density", "dense", "native", "torch"],
+        lambda row: (
+            f"{row['size']}²",
+            row["block"],
+            row.get("dtype", "float32"),
+            f"{row['density']:.2f}",
+            f"{row['dense_ms']:.1f} ms",
+            f"{row['native']['x_ideal']:.2f}",
+            f"{row['torch']['x_ideal']:.2f}",
+        ),
+    )
+    add(
+        ("batch",),
+        "batches",
+        ["batch", "density", "dense", "native", "torch"],
+        lambda row: (
+            row["batch"],
+            f"{row['density']:.2f}",
+            f"{row['dense_ms']:.2f} ms",
+            f"{row['native']['x_ideal']:.2f}",
+            f"{row['torch']['x_ideal']:.2f}",
+        ),
+    )
+    add(
+        ("break_even",),
+        "even",
+        ["matrix", "density", "native", "torch"],
+        lambda row: (
+            f"{row['size']}²",
+            f"{row['density']:.2f}",
+            f"{row['native']['x_dense']:.2f}",
+            f"{row['torch']['x_dense']:.2f}",
+        ),
+    )
+    others = ["native", "masked dense", "article 5.2", "torch BSR, no gradient to x"]
+    add(
+        ("peers",),
+        "peers",
+        ["matrix", "density", *others, "forward"],
+        lambda row: (
+            f"{row['size']}²",
+            f"{row['density']:.2f}",
+            *(f"{row[name]['x_ideal']:.2f}" for name in others),
+            f"{row['forward_torch_bsr_over_native']:.0f} ×",
+        ),
+    )
+    add(
+        ("memory",),
+        "memory",
+        ["matrix", "density", "held", "held dense", "over", "peak"],
+        lambda row: (
+            f"{row['size']}²",
+            f"{row['density']:.2f}",
+            f"{row['sparse_bytes'] / 1e6:.2f} MB",
+            f"{row['dense_bytes'] / 1e6:.2f} MB",
+            f"{row['state_x_ideal']:.4f}",
+            f"{row['peak_sparse_MB']:.1f} MB, {row['peak_dense_MB']:.1f} MB",
+        ),
+    )
+    return "\n".join(lines).rstrip()
+
+
+def bar(cells: Any) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--quick", action="store_true", help="1024 only; writes nothing")
+    parser.add_argument("--table", action="store_true", help="write the docs pages")
+    given = parser.parse_args()
+    if given.table:
+        write_tables("sparse", "sparse", table)
+        return
+    if given.quick:
+        del SIZES[1:]
     torch.set_num_threads(1)
-    chosen = [sys.argv[sys.argv.index("--only") + 1]] if "--only" in sys.argv else list(PARTS)
-    rows = {}
-    for name in chosen:
+    for name in given.only:
         print(f"\n{name}")
-        rows[name] = PARTS[name]()
-    if chosen == list(PARTS):
-        save("sparse", rows, backend=ln.sparse.backend()._asdict())
+        rows = PARTS[name]()
+        if not given.quick:
+            save_part("sparse", name, rows, backend=ln.sparse.backend()._asdict())
 
 
 if __name__ == "__main__":
