@@ -146,6 +146,67 @@ def test_the_parameter_whose_gradient_makes_the_scaler_skip_is_named(tmp_path, f
     assert f"of 1 of {len(list(model.parameters()))} parameters were not finite" in said[0].found
 
 
+class Normed(nn.Module):
+    """Only the direction of ``first`` matters, so that nothing but its decay holds its length."""
+
+    def __init__(self, dtype=torch.float32) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.first = nn.Linear(4, 16, bias=False, dtype=dtype)
+        self.second = nn.Linear(16, 4, dtype=dtype)
+
+    def forward(self, x):
+        x = x.to(self.first.weight.dtype)
+        return self.second(torch.tanh(nn.functional.layer_norm(self.first(x), (16,)))) - 1
+
+
+def kinds(alarms):
+    return {(a.kind, a.name) for a in alarms}
+
+
+@pytest.mark.parametrize(("lr", "found"), [(2.1, True), (0.05, False)])
+def test_a_learning_rate_beyond_what_is_stable_is_seen_by_the_ratio(tmp_path, lr, found):
+    model = nn.Linear(4, 1, bias=False)
+    alarms = train(tmp_path, model, torch.optim.SGD(model.parameters(), lr=lr), steps=30)
+    assert (("too-fast", "weight") in kinds(alarms)) == found
+    assert found or alarms == []
+
+
+@pytest.mark.parametrize(("lr", "found"), [(1e-12, True), (1e-3, False)])
+def test_a_learning_rate_that_does_nothing_is_seen_by_the_ratio(tmp_path, lr, found):
+    model = Normed(torch.float64)
+    alarms = train(tmp_path, model, adam(model, lr=lr, weight_decay=0.0), steps=8)
+    wanted = {("too-slow", name) for name, _ in model.named_parameters()}
+    assert kinds(alarms) == (wanted if found else set())
+
+
+@pytest.mark.parametrize(("decay", "found"), [(500.0, True), (0.01, False)])
+def test_a_scale_that_decays_to_nothing_is_seen(tmp_path, decay, found):
+    model = Normed()
+    groups = [{"params": model.first.parameters(), "weight_decay": decay}]
+    groups += [{"params": model.second.parameters(), "weight_decay": 0.0}]
+    alarms = train(tmp_path, model, torch.optim.SGD(groups, lr=1e-4), steps=160, every=4)
+    assert kinds(alarms) == ({("drift", "first.weight")} if found else set())
+    assert not found or "0.02 to 20 times" in alarms[0].wanted
+
+
+@pytest.mark.parametrize(
+    ("dtype", "sign", "found"),
+    [(torch.float16, -1, True), (torch.float16, 1, False), (torch.float32, -1, False)],
+)
+def test_a_weight_that_nears_the_end_of_float16_is_seen(tmp_path, dtype, sign, found):
+    model = nn.Module()
+    model.gain = nn.Parameter(torch.full((4,), 4000.0, dtype=dtype))
+    model.forward = lambda x: (sign * model.gain.float() * x.abs()).sum().clamp(-1e9, 1e9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=4.0)
+    with ln.watch(model, optimizer, every=1, to=tmp_path, budget=None) as watcher:
+        for _ in range(12):
+            optimizer.zero_grad()
+            model.forward(torch.full((32, 4), 4.0)).backward()
+            optimizer.step()
+    assert kinds(watcher.alarms) == ({("saturation", "gain")} if found else set())
+
+
 @pytest.mark.parametrize("immediate", [True, False], ids=["at once", "read later"])
 @pytest.mark.parametrize("quantity", ["weight", "gradient", "update"])
 def test_the_first_non_finite_value_is_named(tmp_path, quantity, immediate):
