@@ -1,10 +1,12 @@
 """Whatever happens to the watcher, training goes on bit for bit as without it."""
 
 import math
+import os
 import resource
 import shutil
 import signal
 import sqlite3
+import subprocess
 import sys
 import warnings
 
@@ -17,7 +19,7 @@ import learnables as ln
 from learnables.errors import LearnablesError, LearnablesWarning, RunError
 from learnables.watching import Run, recorder
 from learnables.watching.compare import compare
-from learnables.watching.sinks import Sink
+from learnables.watching.sinks import Sink, TensorBoard
 
 STEPS = 12
 
@@ -146,6 +148,73 @@ def test_a_refused_write_ends_the_watch_only(tmp_path):
     assert "cannot be written" in messages[0]
     assert found == [p.tolist() for p in unwatched()]
     assert Run(tmp_path).observations  # what came before is there
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A file system of its own with room for 300 kB; the options of a remount can be given."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        pytest.skip("only root mounts a file system")
+    disk = tmp_path / "disk"
+    disk.mkdir()
+
+    def mount(*options):
+        command = ["mount", "-t", "tmpfs", "-o", ",".join(["size=300k", *options]), "tmpfs", disk]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("no file system can be mounted here")
+        return disk
+
+    yield mount
+    subprocess.run(["umount", "--lazy", disk], capture_output=True, check=False)
+
+
+def test_a_disk_that_runs_full_in_mid_run_ends_the_watch_only(small_disk):
+    model, optimizer = make()
+    disk = small_disk()
+    watcher = ln.watch(model, optimizer, every=1, to=disk / "run", budget=None)
+    with pytest.warns(LearnablesWarning, match="cannot be written") as caught:
+        found = train(model, optimizer, steps=400)
+    watcher.close()
+    assert len(caught) == 1
+    assert 0 < watcher.step < 400
+    assert shutil.disk_usage(disk).free < 5000
+    seen = [o.step for o in Run(disk / "run").observations]
+    assert seen == list(range(1, len(seen) + 1))  # all that were written before are there
+    assert len(seen) >= watcher.step - 2
+    plain = train(*make(), steps=400)
+    torch.testing.assert_close(found, plain, rtol=0, atol=0)
+
+
+def test_a_read_only_disk_is_an_error_before_training(small_disk):
+    disk = small_disk("ro")
+    with pytest.raises(RunError, match=r"cannot be written[\s\S]*Read-only"):
+        ln.watch(*make(), to=disk / "run")
+
+
+def test_a_database_that_turns_read_only_ends_the_watch_only(tmp_path):
+    """SQLite's own refusal, as it gives it where a disk has been mounted anew without writing."""
+    model, optimizer = make()
+    watcher = ln.watch(model, optimizer, every=1, to=tmp_path, budget=None)
+
+    def each(step):
+        if step == 5:
+            watcher._store._database.execute("PRAGMA query_only = ON")
+
+    with pytest.warns(LearnablesWarning, match="readonly database"):
+        found = train(model, optimizer, each=each)
+    watcher.close()
+    assert_equal(found)
+    assert len(Run(tmp_path).observations) == 6
+
+
+def test_a_tensorboard_disk_that_runs_full_ends_the_watch_only(small_disk, tmp_path):
+    model, optimizer = make()
+    sinks = [TensorBoard(small_disk() / "events")]
+    watcher = ln.watch(model, optimizer, every=1, to=tmp_path / "run", sinks=sinks, budget=None)
+    with pytest.warns(LearnablesWarning, match="No space left on device"):
+        found = train(model, optimizer, steps=400)
+    watcher.close()
+    torch.testing.assert_close(found, train(*make(), steps=400), rtol=0, atol=0)
 
 
 def test_a_folder_that_vanishes_ends_the_watch_only(tmp_path):
