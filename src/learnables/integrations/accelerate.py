@@ -19,6 +19,7 @@ from torch.optim import Optimizer
 from learnables.policy.attach import attach
 from learnables.policy.groups import param_groups
 from learnables.policy.resolve import Policy
+from learnables.runtime.declared import Declared
 from learnables.watching.gradient import steppable
 from learnables.watching.recorder import Watcher
 from learnables.watching.recorder import watch as _watch
@@ -92,3 +93,24 @@ def watch(
     """
     scaler = getattr(accelerator, "scaler", None)
     return _watch(model, optimizer, every, to, sinks, scaler=scaler, **options)
+
+
+def keep_declared(accelerator: Any, model: nn.Module, optimizer: Any) -> Declared:
+    """Let ``accelerator.save_state`` and ``load_state`` keep what was declared, too.
+
+    They keep values and optimizer state by themselves, but not the values that parameters decay
+    toward. Call it before either, and in the same place among other calls of
+    ``register_for_checkpointing``, whose order Accelerate goes by.
+
+    Args:
+        accelerator: The ``accelerate.Accelerator``.
+        model: The prepared model.
+        optimizer: The prepared optimizer, or all of them.
+
+    Returns:
+        What was registered; its ``changed`` says, after loading, what is declared otherwise now.
+    """
+    several = optimizer if isinstance(optimizer, (list, tuple)) else [optimizer]
+    declared = Declared(model, [steppable(one) for one in several])
+    accelerator.register_for_checkpointing(declared)
+    return declared

@@ -94,7 +94,7 @@ def canonicalize_(
         if odd:
             lay_out_(param, strides)
         # a list, not any, which would stop at the first: every state has to be visited
-        if any([odd, *[_lay_out_state_(o, param) for o in optimizers]]):
+        if any([odd, *[lay_out_state_(o, param) for o in optimizers]]):
             moved.append(entry.name)
     return moved
 
@@ -147,7 +147,7 @@ def _wanted(entry: Entry, undeclared: Undeclared) -> Strides:
     return wanted_strides(param.shape, declared or torch.contiguous_format)
 
 
-def _lay_out_state_(optimizer: Optimizer, param: nn.Parameter) -> bool:
+def lay_out_state_(optimizer: Optimizer, param: nn.Parameter) -> bool:
     """Whether state of the parameter's shape had other strides; new tensors take its place.
 
     In place would also reach the state dict that the optimizer was loaded from.

@@ -143,12 +143,12 @@ def restore(
     matched = _load_model(checkpoint, model, allowed)
     for opt, state in zip(optimizers, prepared, strict=True):
         _load_optimizer(opt, state)
-    _load_initial(model, meta["initial"], optimizers)
+    load_initial(model, meta["initial"], optimizers)
     for name, part in also.items():
         _load_other(checkpoint, name, part)
     if random_states is not None:
         _set_random_states(random_states)
-    changed = _compare_policies(meta["policy"], model)
+    changed = compare_policies(meta["policy"], model)
     matched = replace(matched, renamed=renamed, anew=anew, changed=changed)
     return replace(checkpoint, matched=matched)
 
@@ -340,7 +340,8 @@ def _same_kind(a: object, b: object) -> bool:
     return (a.is_floating_point(), a.is_complex()) == (b.is_floating_point(), b.is_complex())
 
 
-def _compare_policies(saved: Mapping[str, Mapping[str, str]], model: nn.Module) -> tuple[str, ...]:
+def compare_policies(saved: Mapping[str, Mapping[str, str]], model: nn.Module) -> tuple[str, ...]:
+    """What was declared otherwise then than it is now, in sentences."""
     now = policy_in_words(model)
     known = {one_name(entry) for entry in entries(model)}
     sentences = []
@@ -524,9 +525,10 @@ def _load_other(checkpoint: Checkpoint, name: str, part: Stateful) -> None:
         ) from error
 
 
-def _load_initial(
+def load_initial(
     model: nn.Module, initial: Mapping[str, Tensor], optimizers: Sequence[Optimizer]
 ) -> None:
+    """Restore the values that parameters decay toward, also where `ln.attach` holds them."""
     for entry in entries(model):
         value = initial.get(one_name(entry))
         if value is None or entry.initial is None or value.shape != entry.shape:
