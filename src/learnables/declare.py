@@ -14,7 +14,7 @@ from learnables._torch import (
     keep_gradient_in,
     on_parameter_registration,
 )
-from learnables.conversion import after_conversion
+from learnables.conversion import after_conversion, during_conversion
 from learnables.entries import Entry, entries
 from learnables.errors import PolicyError, ShapeError
 from learnables.init.base import Init, Initializer, initialise_
@@ -52,6 +52,7 @@ def parameter(
     device: torch.device | str | None = None,
     generator: torch.Generator | None = None,
     requires_grad: bool = True,
+    storage_dtype: torch.dtype | None = None,
     compute_dtype: ComputeDtype | None = None,
     rounding: Literal["kahan", "stochastic", "master"] | None = None,
     memory_format: torch.memory_format | None = None,
@@ -79,6 +80,8 @@ def parameter(
         device: Where it lives; torch's default device when None.
         generator: Source of randomness for ``init``.
         requires_grad: False makes a constant that is saved but never trained.
+        storage_dtype: Dtype that it keeps whatever the model is converted to: ``torch.float32``
+            makes an island that ``model.bfloat16()`` leaves alone. Nothing is kept when None.
         compute_dtype: Dtype it is used in: while its owner's ``forward`` runs, the attribute is the
             Parameter cast to it, also under autocast. The stored Parameter keeps ``dtype``.
             ``"autocast"`` is the dtype of the autocast region that the forward runs in, and
@@ -117,6 +120,7 @@ def parameter(
     said = {
         "weight_decay": weight_decay,
         "lr_scale": lr_scale,
+        "storage_dtype": storage_dtype,
         "compute_dtype": compute_dtype,
         "rounding": rounding,
         "memory_format": memory_format,
@@ -127,7 +131,13 @@ def parameter(
         "tags": tuple(tags) or None,
     }
     fields = check_fields({name: value for name, value in said.items() if value is not None})
-    value = _make(shape, init, dtype, device, generator, role)
+    value = _make(shape, init, dtype or storage_dtype, device, generator, role)
+    if storage_dtype is not None and value.dtype != storage_dtype:
+        raise PolicyError(
+            "a parameter cannot be made in one dtype and kept in another",
+            found=f"dtype={dtype}, storage_dtype={storage_dtype}",
+            wanted="one of the two, or the same",
+        )
     if memory_format is not None:
         _check_layout(value, memory_format, "")
     value = laid_out(value, memory_format or torch.contiguous_format)
@@ -148,8 +158,8 @@ def annotate(model: nn.Module, selector: Selector, **policy: Any) -> tuple[Entry
         model: The model, bare or wrapped.
         selector: What to pick: a glob, a pattern, a module class, a Parameter, a function.
         policy: Any of the policy keywords of `ln.parameter`: ``weight_decay``, ``lr_scale``,
-            ``compute_dtype``, ``rounding``, ``memory_format``, ``constraint``, ``resize``,
-            ``init``, ``role``, ``tags``.
+            ``storage_dtype``, ``compute_dtype``, ``rounding``, ``memory_format``,
+            ``constraint``, ``resize``, ``init``, ``role``, ``tags``.
 
     Returns:
         The entries it now applies to.
@@ -181,6 +191,7 @@ def annotate(model: nn.Module, selector: Selector, **policy: Any) -> tuple[Entry
     for place, note in changes:  # only now: a refused annotation leaves nothing half done
         put_note(place.owner, place.local_name, note)
         _equip(place.owner)
+        _store_declared(place.owner)
         _lay_out_declared(place.owner)
     return picked
 
@@ -248,6 +259,10 @@ def _wrong(name: str, value: Any) -> str:
             (isinstance(value, torch.dtype) and value.is_floating_point) or value == "autocast",
             'a floating dtype, e.g. torch.float32, or "autocast"',
         ),
+        "storage_dtype": (
+            isinstance(value, torch.dtype) and value.is_floating_point,
+            "a floating dtype, e.g. torch.float32",
+        ),
         "rounding": (
             value in ("kahan", "stochastic", "master"),
             "'kahan', 'stochastic' or 'master'",
@@ -296,6 +311,8 @@ def _equip(owner: nn.Module) -> None:
         hooked.add("cast")
         owner.register_forward_pre_hook(_cast_for_use)
         owner.register_forward_hook(_end_of_use, always_call=True)
+    if any(note.get("storage_dtype") for note in notes_of(owner).values()):
+        during_conversion(owner, _keep_stored)
     if any(note.get("memory_format") for note in notes_of(owner).values()):
         after_conversion(owner, _lay_out_declared)
 
@@ -366,6 +383,31 @@ def _end_of_use(owner: nn.Module, *_: object) -> None:
             owner.__dict__.pop(local_name, None)
 
 
+def _store_declared(owner: nn.Module) -> None:
+    """Give the parameters of ``owner`` and their gradients the dtype that they are to keep."""
+    for local_name, param in owner.named_parameters(recurse=False, remove_duplicate=False):
+        dtype = note_of(owner, local_name).get("storage_dtype")
+        if dtype is not None and dtype != param.dtype and not is_uninitialised(param):
+            gradient, param.grad = param.grad, None
+            param.data = param.data.to(dtype)
+            if gradient is not None:
+                param.grad = gradient.to(gradient_dtype(param))
+
+
+def _keep_stored(owner: nn.Module, before: Tensor, after: Tensor) -> Tensor:
+    """What a conversion makes of a tensor: in its declared dtype, as it was, not rounded twice."""
+    for local_name, note in notes_of(owner).items():
+        dtype = note.get("storage_dtype")
+        param = owner._parameters.get(local_name) if dtype is not None else None
+        if param is not None and (before is param or before is param.grad):
+            if after.dtype == dtype or not after.is_floating_point():
+                return after
+            kept = torch.empty_like(after, dtype=dtype, requires_grad=False)
+            with torch.no_grad():
+                return kept.copy_(before)
+    return after
+
+
 def _lay_out_declared(owner: nn.Module) -> None:
     """Give the parameters of ``owner`` and their gradients the layout that was declared."""
     for local_name, param in owner.named_parameters(recurse=False, remove_duplicate=False):
@@ -409,6 +451,9 @@ class _ResizeOnLoad:
                 value = value.reshape(param.shape)
             elif resize is not None:
                 value = resize(value, param.shape)
+            dtype = note.get("storage_dtype")
+            if assigns and dtype is not None and value.dtype != dtype:
+                value = value.detach().to(dtype)
             if assigns and memory_format is not None and _has_layout(value, memory_format):
                 value = _assigned(value, memory_format)
             state[prefix + local_name] = value

@@ -19,6 +19,7 @@ from learnables.errors import PolicyError
 FIELDS = (
     "weight_decay",
     "lr_scale",
+    "storage_dtype",
     "compute_dtype",
     "rounding",
     "memory_format",

@@ -1,5 +1,7 @@
 """The map of promotions is held to what the dtypes of the activations really are."""
 
+import copy
+import pickle
 import threading
 
 import pytest
@@ -8,6 +10,7 @@ from tests.handwritten import HandwrittenViT
 from torch import nn
 
 import learnables as ln
+from learnables.errors import PolicyError
 from learnables.models.vit import ViT, ViTConfig
 
 BF16 = torch.bfloat16
@@ -221,3 +224,60 @@ def test_a_parameter_in_eight_bits_trains(dtype) -> None:
     unit = 2.0 ** -(3 if dtype is torch.float8_e4m3fn else 2)
     torch.testing.assert_close(model.w.detach().float(), wanted, rtol=unit, atol=2**-9)
     assert list(handle.full_precision()) == ["w"]
+
+
+def island() -> nn.Module:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 4), Scaled())
+    with torch.no_grad():
+        model[1].gamma.copy_(1 + 1e-4 * torch.randn(4))  # bfloat16 would make 1 of it
+    ln.annotate(model, "1.gamma", storage_dtype=torch.float32)
+    return model
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda m: m.bfloat16(),
+        lambda m: m.half(),
+        lambda m: m.to(BF16),
+        lambda m: m.to(torch.float64),
+        lambda m: m.bfloat16().float(),
+        lambda m: copy.deepcopy(m).bfloat16(),
+        lambda m: pickle.loads(pickle.dumps(m)).bfloat16(),
+        lambda m: m.apply(lambda part: part.bfloat16()),
+        lambda m: m.bfloat16().requires_grad_(True),
+    ],
+)
+def test_an_island_keeps_dtype_and_value_whatever_the_model_is_converted_to(convert) -> None:
+    model = island()
+    model[1].gamma.grad = torch.full((4,), 1 / 3)
+    wanted = model[1].gamma.detach().clone()
+    made = convert(model)
+    assert made[1].gamma.dtype is torch.float32
+    torch.testing.assert_close(made[1].gamma.detach(), wanted, rtol=0, atol=0)
+    if made is model:
+        torch.testing.assert_close(model[1].gamma.grad, torch.full((4,), 1 / 3), rtol=0, atol=0)
+    assert isinstance(made[1].gamma, nn.Parameter)
+    assert made[1].gamma.requires_grad
+
+
+def test_an_island_survives_meta_and_loading_with_assign() -> None:
+    model = island()
+    state = {name: value.to(BF16) for name, value in model.state_dict().items()}
+    model.to("meta").to_empty(device="cpu")
+    assert model[1].gamma.dtype is torch.float32
+    model.load_state_dict(state, assign=True)
+    assert model[1].gamma.dtype is torch.float32
+    assert model[0].weight.dtype is BF16
+
+
+def test_an_annotation_converts_at_once_and_two_dtypes_in_one_line_are_refused() -> None:
+    model = Scaled().to(BF16)
+    ln.annotate(model, "gamma", storage_dtype=torch.float32)
+    assert model.gamma.dtype is torch.float32
+    assert ln.parameter(3, storage_dtype=BF16).dtype is BF16
+    with pytest.raises(PolicyError, match="kept in another"):
+        ln.parameter(3, dtype=BF16, storage_dtype=torch.float32)
+    with pytest.raises(PolicyError, match="storage_dtype has a value"):
+        ln.annotate(model, "gamma", storage_dtype=torch.int8)

@@ -17,6 +17,7 @@ Policy: TypeAlias = Mapping[str, Mapping[str, Any]] | Iterable["tuple[Selector, 
 
 _DEFAULTS = {
     "lr_scale": 1.0,
+    "storage_dtype": None,
     "compute_dtype": None,
     "rounding": None,
     "memory_format": None,
