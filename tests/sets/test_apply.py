@@ -13,7 +13,7 @@ import learnables as ln
 from learnables._native import lengths, orthonormal
 from learnables.errors import ConstraintError, LearnablesWarning
 from learnables.sets.apply import Enforcer, enforce, enforcer_of
-from learnables.sets.batch import Kept
+from learnables.sets.batch import Group, Kept, grouped
 from learnables.sets.constraint import Constraint
 
 
@@ -337,3 +337,72 @@ def test_on_an_accelerator_the_host_reads_nothing_in_the_hot_call(of, monkeypatc
     with _Reads() as reads:  # and the counter counts
         bool((torch.ones(3) > 0).any())
     assert reads.seen
+
+
+RAGGED = {
+    "tall": [(8, 8), (12, 7), (2, 9, 5), (8, 8)],
+    "wide": [(5, 9), (7, 8), (6, 9)],
+}
+
+
+@pytest.mark.parametrize("shapes", RAGGED.values(), ids=list(RAGGED))
+@pytest.mark.parametrize("how", ["project", "tangent"])
+def test_matrices_of_several_shapes_are_padded_to_one_and_stay_what_they_would_be(
+    shapes, how
+) -> None:
+    torch.manual_seed(0)
+    padded = _kept(*[_near(*shape) for shape in shapes], how=how)
+    alone = [Kept(o.name, nn.Parameter(o.parameter.detach().clone()), o.constraint) for o in padded]
+    for one, other in zip(padded, alone, strict=True):
+        one.parameter.grad = torch.randn_like(one.parameter)
+        other.parameter.grad = one.parameter.grad.clone()
+    padded[-1].parameter.data[0, 0] = alone[-1].parameter.data[0, 0] = math.nan
+    (group,) = grouped(padded, pad=True)
+    each = [Group([one]) for one in alone]
+    with torch.no_grad():
+        for one in (group, *each):
+            one.before_step_()
+            one.project_()
+    said = {one.name: codes for one, codes in zip(group.members, group.statuses(), strict=True)}
+    assert said == {one.members[0].name: one.statuses()[0] for one in each}
+    assert said[padded[-1].name] == [1]
+    for one, other in zip(padded, alone, strict=True):
+        for a, b in (
+            (one.parameter.data, other.parameter.data),
+            (one.parameter.grad, other.parameter.grad),
+        ):
+            torch.testing.assert_close(a, b, rtol=0, atol=2e-6, equal_nan=True)
+
+
+def test_what_padding_would_make_dear_is_not_padded() -> None:
+    kept = _kept(torch.eye(64), *torch.eye(4).repeat(3, 1, 1), torch.eye(60), torch.eye(4, 5))
+    names = [[one.name for one in group.members] for group in grouped(kept, pad=True)]
+    assert names == [["w0", "w4"], ["w1", "w2", "w3"], ["w5"]]
+    assert len(grouped(kept)) == 4  # on a CPU a call costs next to nothing
+
+
+@pytest.mark.parametrize("how", ["project", "tangent"])
+@pytest.mark.parametrize(
+    "of", [ln.sets.Orthogonal(), ln.sets.Sphere(), ln.sets.Simplex(), ln.sets.Skew()], ids=repr
+)
+def test_a_whole_group_compiles_without_a_graph_break(of, how) -> None:
+    torch.manual_seed(0)
+    values, gradients = [_near(6, 6) for _ in range(3)], [torch.randn(6, 6) for _ in range(3)]
+    results = []
+    for compiled in (True, False):
+        kept = _kept(*[v.clone() for v in values], of=of, how=how)
+        for one, g in zip(kept, gradients, strict=True):
+            one.parameter.grad = g.clone()
+        group = Group(kept)
+
+        def enforce_(group=group) -> None:
+            group.before_step_()
+            group.project_()
+
+        torch._dynamo.reset()
+        call = torch.compile(enforce_, fullgraph=True, backend="eager") if compiled else enforce_
+        with torch.no_grad():
+            call()
+        results.append([(one.parameter.data, one.parameter.grad) for one in kept])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=5e-6)

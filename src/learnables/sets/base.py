@@ -41,6 +41,10 @@ class Set(ABC):
     #: only, and take ``total=``, which sums a Gram matrix over the ranks that hold the other rows.
     needs_only_gram: ClassVar[bool] = False
 
+    #: Whether a matrix W lies in it exactly where W with a unit matrix beside it, on the diagonal,
+    #: does, so that matrices of several shapes can be made one shape and enforced together.
+    pads_with_unit: ClassVar[bool] = False
+
     @abstractmethod
     def nearest(self, x: Tensor) -> Tensor:
         """The nearest point of the set; ``x`` is finite, has the right shape and ≥ 32 bits."""

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables._torch import copy_all_, distribute_like, gather, is_dtensor, local
+from learnables._torch import add_to_all_, copy_all_, distribute_like, gather, is_dtensor, local
 from learnables.sets.base import Set, computing_dtype, full_precision, may_be_written
 from learnables.sets.constraint import Constraint
 
@@ -93,12 +93,60 @@ def _last(kept: Kept, x: Tensor) -> Hashable:
     return None if of.point_ndim == 0 else kept.constraint.shape_of_points(x.shape)[-1]
 
 
-def grouped(kept: Iterable[Kept]) -> list["Group"]:
-    """Groups in the order of their first parameter, which is the same on every rank."""
+def grouped(kept: Iterable[Kept], *, pad: bool | None = None) -> list["Group"]:
+    """Groups in the order of their first parameter, which is the same on every rank.
+
+    Args:
+        kept: The parameters.
+        pad: Whether matrices of nearly the same shape are padded to one; where a call costs more
+            than a product, on accelerators, when None.
+    """
     found: dict[Hashable, list[Kept]] = {}
     for one in kept:
         found.setdefault(_key(one), []).append(one)
-    return [Group(members) for members in found.values()]
+    return [Group(members) for members in _merged(list(found.values()), pad)]
+
+
+def _merged(groups: list[list[Kept]], pad: bool | None) -> list[list[Kept]]:
+    """Groups that differ in shape only become one, while padding at most doubles the work."""
+    merged: list[list[Kept]] = []
+    for members in groups:
+        for others in merged:
+            if _kin(members[0], pad) is not None and _kin(members[0], pad) == _kin(others[0], pad):
+                shapes = [one.constraint.shape_of_points(one.parameter.shape) for one in others]
+                shapes += [one.constraint.shape_of_points(one.parameter.shape) for one in members]
+                rows, columns = padded_shape(shapes)
+                work = len(shapes) * rows * columns * min(rows, columns)
+                if work <= 2 * sum(n * k * min(n, k) for *_, n, k in shapes):
+                    others += members
+                    break
+        else:
+            merged.append(members)
+    return merged
+
+
+def _kin(kept: Kept, pad: bool | None) -> Hashable | None:
+    """What two groups must have in common to be padded to one shape; None where none is."""
+    p, constraint = kept.parameter, kept.constraint
+    wanted = p.device.type != "cpu" if pad is None else pad
+    if not (wanted and constraint.set.pads_with_unit) or is_dtensor(p):
+        return None
+    n, k = constraint.shape_of_points(p.shape)[-2:]
+    return (constraint, p.dtype, p.device, n >= k)
+
+
+def padded_shape(shapes: Iterable[Sequence[int]]) -> tuple[int, int]:
+    """The smallest matrix that each of ``shapes`` fits into with a unit matrix beside it.
+
+    All are tall or all are wide. Rows beyond a tall matrix hold the unit matrix of the columns
+    beyond it.
+    """
+    sizes = [tuple(shape[-2:]) for shape in shapes]
+    if all(n >= k for n, k in sizes):
+        columns = max(k for _, k in sizes)
+        return max(n + columns - k for n, k in sizes), columns
+    rows = max(n for n, _ in sizes)
+    return rows, max(k + rows - n for n, k in sizes)
 
 
 @final
@@ -116,11 +164,20 @@ class Group:
         self._options = {"total": self._total} if self.placing == "rows" else {}
         self._sizes: list[int] = []  # points of each member, from the last call
         params: list[Tensor] = [one.parameter for one in self.members]
+        self._padded: tuple[int, int] | None = None  # the shape that matrices are padded to
+        if self.placing == "here" and self.constraint.set.point_ndim == 2:
+            shapes = {tuple(self._shape_of(local(p).shape)[-2:]) for p in params}
+            self._padded = padded_shape(shapes) if len(shapes) > 1 else None
         alike = all(p.shape == params[0].shape and not is_dtensor(p) for p in params)
         plain = alike and self.constraint.view is None and self.constraint.set.point_ndim > 0
         # One of our kernels, values that are here, and no estimate that may spare the call.
         has_kernel = type(self.constraint.set).enforce_ is not Set.enforce_
-        self._is_direct = has_kernel and self.placing == "here" and self.constraint.lazy is None
+        self._is_direct = (
+            has_kernel
+            and self.placing == "here"
+            and self.constraint.lazy is None
+            and self._padded is None
+        )
         #: Stacked and copied back as they are; the usual case has the least to do in Python.
         self._alike = params if plain and len(params) > 1 else None
 
@@ -189,7 +246,7 @@ class Group:
             return
         with full_precision(live[0][1].device):
             x, _ = self._stacked([one.parameter for one, _ in live])
-            g, shapes = self._stacked([g for _, g in live])
+            g, shapes = self._stacked([g for _, g in live], unit=0.0)
             tangent = self.constraint.set.tangent(x, g.to(x.dtype), **self._options)
             self._write_back_([g for _, g in live], tangent, shapes)
 
@@ -212,8 +269,13 @@ class Group:
         self._sizes = [points] * len(self._alike)
         return batch.to(computing_dtype(batch.dtype)), []
 
-    def _stacked(self, params: Sequence[Tensor]) -> tuple[Tensor, list[torch.Size]]:
-        """All points in one batch of at least 32 bits, and the shape each parameter has."""
+    def _stacked(
+        self, params: Sequence[Tensor], unit: float = 1.0
+    ) -> tuple[Tensor, list[torch.Size]]:
+        """All points in one batch of at least 32 bits, and the shape each parameter has.
+
+        ``unit`` stands on the diagonal beside matrices that are padded.
+        """
         # Detached, because a view of a Parameter asks for a gradient even under no_grad.
         here = [gather(p) if self.placing == "whole" else local(p) for p in params]
         here = [x.detach() for x in here]
@@ -221,21 +283,39 @@ class Group:
         points = [self.constraint.points(x) for x in here]
         ndim = self.constraint.set.point_ndim
         same = all(x.shape == points[0].shape for x in points)
+        self._sizes = [math.prod(x.shape[: x.ndim - ndim]) for x in points]
+        if self._padded is not None:
+            return self._pad(points, unit), shapes
         if len(points) == 1:
             batch = points[0]
         elif same and ndim:
             batch = torch.stack(points)
         else:
             batch = torch.cat([x.reshape(-1, *x.shape[x.ndim - ndim :]) for x in points])
-        self._sizes = [math.prod(x.shape[: x.ndim - ndim]) for x in points]
         point = batch.shape[batch.ndim - ndim :]
         return batch.reshape(-1, *point).to(computing_dtype(batch.dtype)), shapes
+
+    def _pad(self, points: Sequence[Tensor], unit: float) -> Tensor:
+        """Matrices of several shapes as one batch, with ``unit`` on the diagonal beside them."""
+        dtype, (rows, columns) = computing_dtype(points[0].dtype), self._padded or (0, 0)
+        batch = points[0].new_zeros(sum(self._sizes), rows, columns, dtype=dtype)
+        corners, beside = [], []
+        for part, x in zip(torch.split(batch, self._sizes), points, strict=True):
+            n, k = x.shape[-2:]
+            corners.append(part[:, :n, :k])
+            beside.append(part[:, n:, k:].diagonal(dim1=-2, dim2=-1))
+        copy_all_(corners, [x.reshape(c.shape) for x, c in zip(points, corners, strict=True)])
+        add_to_all_(beside, unit)
+        return batch
 
     def _write_back_(
         self, targets: Sequence[Tensor], value: Tensor, shapes: Sequence[torch.Size]
     ) -> None:
         ndim = self.constraint.set.point_ndim
         parts = torch.split(value, [math.prod(self._shape_of(s)[: -ndim or None]) for s in shapes])
+        if self._padded is not None:
+            sizes = [self._shape_of(shape)[-2:] for shape in shapes]
+            parts = tuple(x[:, :n, :k] for x, (n, k) in zip(parts, sizes, strict=True))
         values = [
             self.constraint.back(part.reshape(self._shape_of(shape)), shape)
             for part, shape in zip(parts, shapes, strict=True)

@@ -42,6 +42,7 @@ class Orthogonal(Set):
     fixes_size: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
     needs_only_gram: ClassVar[bool] = True
+    pads_with_unit: ClassVar[bool] = True
 
     def nearest(self, x: Tensor) -> Tensor:
         """``U Vᴴ`` of the singular value decomposition, computed in double precision."""

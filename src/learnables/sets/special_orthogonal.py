@@ -35,6 +35,7 @@ class SpecialOrthogonal(Set):
     measure: ClassVar[str] = "‖WᵀW − I‖, and at least 2 where det W < 0"
     fixes_size: ClassVar[bool] = True
     needs_only_gram: ClassVar[bool] = True
+    pads_with_unit: ClassVar[bool] = True
 
     def check(self, shape: torch.Size) -> None:
         """Refuse what is not square.

@@ -36,6 +36,7 @@ class Stiefel(Set):
     fixes_size: ClassVar[bool] = True
     takes_complex: ClassVar[bool] = True
     needs_only_gram: ClassVar[bool] = True
+    pads_with_unit: ClassVar[bool] = True
 
     def check(self, shape: torch.Size) -> None:
         """Refuse a wide matrix.
