@@ -9,7 +9,7 @@ from torch import nn
 
 import learnables as ln
 from learnables.errors import AuditFailed, LearnablesError, SelectionError
-from learnables.launch import Prepared, make_ready_, placement_for, shard_, units_of
+from learnables.launch import Prepared, join, make_ready_, placement_for, shard_, units_of
 
 
 class Block(nn.Module):
@@ -119,6 +119,13 @@ def test_build_of_torch_without_gloo_is_named(absent, monkeypatch):
     monkeypatch.setattr(torch.distributed, absent, lambda: False)
     with pytest.raises(LearnablesError, match=r"without torch\.distributed|does not have"):
         ln.prepare(Tower(), adam, "ddp")
+
+
+def test_build_of_torch_without_nccl_is_named_and_the_cpu_offered(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_nccl_available", lambda: False)
+    with pytest.raises(LearnablesError, match=r"over nccl, which this build does not") as caught:
+        join("cuda")
+    assert caught.value.mend == "ln.prepare(model.cpu(), …)"
 
 
 def test_model_without_values_is_refused():
