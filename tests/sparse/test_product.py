@@ -4,8 +4,9 @@ from tests.sparse.families import MASKS, layout_of
 from tests.sparse.test_reference import by_slices, every_layout
 from torch.nn import functional as F
 
+from learnables._native import block_sparse as native
 from learnables.errors import LearnablesError, ShapeError
-from learnables.sparse import Layout, block_sparse_linear, product, random
+from learnables.sparse import Layout, block_sparse_linear, kernels, product, random
 
 
 def three(layout, samples):
@@ -13,9 +14,19 @@ def three(layout, samples):
     return [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes]
 
 
+@pytest.fixture(params=["torch", "native"])
+def by(request, monkeypatch):
+    """Each backend that runs here, forced."""
+    if request.param == "native" and not native.available()[0]:
+        pytest.skip(native.available()[1])
+    monkeypatch.setenv(kernels.FORCE, request.param)
+    return request.param
+
+
 @every_layout
-def test_gradients_are_right(mask, size) -> None:
+def test_gradients_are_right(mask, size, by) -> None:
     layout = layout_of(mask, size)
+    assert kernels.backend(torch.empty(0, dtype=torch.float64)).name == by
     leaves = three(layout, samples=3)
     torch.autograd.gradcheck(
         lambda x, weight, bias: block_sparse_linear(x, weight, layout, bias), leaves
@@ -23,7 +34,7 @@ def test_gradients_are_right(mask, size) -> None:
 
 
 @pytest.mark.parametrize("mask", MASKS)
-def test_gradients_of_gradients_are_right(mask) -> None:
+def test_gradients_of_gradients_are_right(mask, by) -> None:
     layout = layout_of(mask, "ragged")
     leaves = three(layout, samples=2)
     torch.autograd.gradgradcheck(
