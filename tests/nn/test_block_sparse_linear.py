@@ -11,7 +11,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn import functional as F
 
 import learnables as ln
+from learnables._native import block_sparse as native
 from learnables.errors import CheckpointError, LayoutError, ShapeError
+from learnables.sparse import kernels
 
 INDEX = ("row_starts", "columns", "column_starts", "rows", "order")
 
@@ -268,6 +270,43 @@ def test_to_and_from_torchs_bsr() -> None:
 def test_bad_input_is_refused(options, error, says) -> None:
     with pytest.raises(error, match=f"(?s){says}"):
         a_layer(**options)
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "says"),
+    [
+        (torch.full((3, 3), float("nan")), LayoutError, "9 NaN"),
+        (torch.ones(3, 4), ShapeError, r"mask of shape \(3, 4\).*wanted: \(3, 3\)"),
+        (torch.ones(9), ShapeError, r"mask of shape \(9,\)"),
+    ],
+)
+def test_a_bad_mask_cannot_rewire_and_changes_nothing(mask, error, says) -> None:
+    layer = a_layer()
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.randn(2, 48)).sum().backward()
+    optimizer.step()
+    before, state = copy.deepcopy(layer), copy.deepcopy(optimizer.state_dict())
+    with pytest.raises(error, match=f"(?s){says}"):
+        layer.rewire(mask, optimizer)
+    same(layer, before)
+    torch.testing.assert_close(optimizer.state_dict(), state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["column_starts", "rows", "order"])
+@pytest.mark.parametrize("backend", ["torch", "native"])
+def test_index_tensors_by_columns_that_were_overwritten_are_refused(
+    name, backend, monkeypatch
+) -> None:
+    if backend == "native" and not native.available()[0]:
+        pytest.skip(native.available()[1])
+    monkeypatch.setenv(kernels.FORCE, backend)
+    layer, x = a_layer(), torch.randn(9, 48, requires_grad=True)
+    layer(x).sum().backward()
+    getattr(layer, name)[1] = 10**6
+    with pytest.raises(LayoutError, match=name):
+        layer(x).sum().backward()
+    layer.load_state_dict(layer.state_dict())
+    layer(x).sum().backward()
 
 
 def test_input_of_another_width_is_refused() -> None:

@@ -12,12 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
+import learnables as ln
 import learnables.recipes.vit.train as recipe
 from learnables.errors import AuditFailed, CheckpointError, LearnablesError, LearnablesWarning
 from learnables.models.vit import ViT, ViTConfig
 from learnables.recipes.vit import choose
+from learnables.recipes.vit.crew import Crew
 from learnables.recipes.vit.data import load_images
-from learnables.recipes.vit.train import new_folder, read_config, train
+from learnables.recipes.vit.train import Job, new_folder, read_config, train
 from learnables.runtime.checkpoint import read_checkpoint
 from learnables.watching.run import Run
 
@@ -477,3 +479,25 @@ def test_presets_of_fashion_mnist_run_dry(tmp_path, preset):
 def test_compiled_model_trains_the_same(plain, tmp_path):
     run(tmp_path, compile=True)
     assert_same(tmp_path, plain.folder, rtol=0, atol=2e-4)
+
+
+def test_a_model_with_block_sparse_mlps_trains_and_its_blocks_move():
+    config, images = toy(), load_images("digits")
+    job = Job(
+        config,
+        Crew(torch.device("cpu")),
+        images,
+        lambda model: ln.sparsify(
+            model, "blocks.*.mlp.*.weight", block=8, density=0.25, mask="random", draw=True
+        ),
+    )
+    layers = [m for m in job.model.modules() if isinstance(m, ln.nn.BlockSparseLinear)]
+    assert len(layers) == 2 * config.depth
+    held = {id(p) for group in job.optimizer.param_groups for p in group["params"]}
+    assert {id(layer.weight) for layer in layers} <= held
+    with ln.sparse.evolve(job.model, job.optimizer, ln.sparse.RigL(1.0), every=2) as evolution:
+        losses = [float(job.step(step)) for step in range(6)]
+    assert losses[-1] < losses[0]
+    assert sum(change.grown for change in evolution.history) > 0
+    assert all(layer.density == pytest.approx(0.25) for layer in layers)
+    assert 0 <= job.measure().accuracy <= 1
