@@ -293,3 +293,112 @@ def test_it_follows_a_parameter_that_was_replaced(replace) -> None:
     assert model[0].weight is not old
     optimizer.step()
     assert ln.violation(model)["0.weight"] <= 1e-6
+
+
+def _one(value: torch.Tensor | nn.Parameter) -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Module()
+    model.w = value if isinstance(value, nn.Parameter) else nn.Parameter(value)
+    held = [model.w] if type(model.w) is nn.Parameter else [nn.Parameter(torch.zeros(1))]
+    return model, torch.optim.SGD(held, lr=0.1)
+
+
+TALL, SQUARE = "at least as many rows", "as many rows as"
+NO_POINT = {
+    "a number where vectors are meant": (torch.tensor(1.0), ln.sets.Sphere(), "at least 1"),
+    "a number where matrices are meant": (torch.tensor(1.0), ln.sets.Orthogonal(), "at least 2"),
+    "a wide matrix where a tall one is meant": (
+        torch.ones(2, 5),
+        ln.sets.Stiefel(),
+        "as many rows",
+    ),
+    "an oblong matrix where a square one is meant": (
+        torch.ones(2, 5),
+        ln.sets.PSD(),
+        "as many rows",
+    ),
+    "an empty point": (torch.ones(3, 0), ln.sets.Sphere(), "no empty dimension"),
+}
+
+
+@pytest.mark.parametrize(("value", "of", "wanted"), NO_POINT.values(), ids=list(NO_POINT))
+def test_a_shape_without_a_point_is_refused_by_name_with_both_shapes(value, of, wanted) -> None:
+    model, optimizer = _one(value)
+    with pytest.raises(ShapeError) as caught:
+        ln.constrain(model, "w", of, optimizer=optimizer)
+    assert caught.value.where == "w"
+    assert f"shape {tuple(value.shape)}" in caught.value.found
+    assert wanted in caught.value.wanted
+    assert ln.violation(model) == {}
+
+
+def test_a_number_can_be_kept_where_numbers_are_points() -> None:
+    model, optimizer = _one(torch.tensor(-2.0))
+    ln.constrain(model, "w", ln.sets.Box(-1.0, 1.0), optimizer=optimizer)
+    assert model.w.item() == -1.0
+    model.w.grad = torch.tensor(-50.0)
+    optimizer.step()
+    assert model.w.item() == 1.0
+
+
+@pytest.mark.parametrize("bad", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("of", [ln.sets.Orthogonal(), ln.sets.Sphere(), ln.sets.Box(-1.0, 1.0)])
+def test_a_value_that_is_not_finite_is_refused_and_the_mend_works(of, bad) -> None:
+    model, optimizer = _one(torch.eye(4))
+    model.w.data[1, 2] = bad
+    with pytest.raises(ConstraintError, match="1 of 16 entries") as caught:
+        ln.constrain(model, "w", of, optimizer=optimizer)
+    exec(caught.value.mend, {"nn": nn, "model": model})
+    ln.constrain(model, "w", of, optimizer=optimizer)
+    assert ln.violation(model)["w"] <= 1e-5
+
+
+DEFICIENT = {
+    "zero": torch.zeros(5, 4),
+    "of rank 1": torch.outer(torch.arange(1.0, 6.0), torch.ones(4)),
+    "with a zero column": torch.eye(5, 4) * torch.tensor([1.0, 1.0, 0.0, 1.0]),
+}
+
+
+@pytest.mark.parametrize("value", DEFICIENT.values(), ids=list(DEFICIENT))
+def test_a_matrix_without_full_rank_is_completed_with_a_warning_that_names_it(value) -> None:
+    model, optimizer = _one(value.clone())
+    with pytest.warns(LearnablesWarning, match=r"where: w\n(.|\n)*1 of 1 points"):
+        ln.constrain(model, "w", ln.sets.Orthogonal(), optimizer=optimizer)
+    assert ln.violation(model)["w"] <= 1e-5
+
+
+def test_a_complex_parameter_is_refused_where_it_has_no_meaning() -> None:
+    model, optimizer = _one(torch.ones(3, 3, dtype=torch.complex64))
+    with pytest.raises(ConstraintError, match=r"where: w\n(.|\n)*complex64"):
+        ln.constrain(model, "w", ln.sets.Simplex(), optimizer=optimizer)
+
+
+def test_a_lazy_parameter_is_refused_until_it_has_a_shape() -> None:
+    model, optimizer = _one(nn.UninitializedParameter())
+    with pytest.raises(ConstraintError, match="no value to constrain yet"):
+        ln.constrain(model, "w", ln.sets.Ball(), optimizer=optimizer)
+
+
+def test_a_parameter_of_another_model_is_not_found() -> None:
+    model, optimizer = _one(torch.eye(3))
+    other = nn.Parameter(torch.eye(3))
+    with pytest.raises(SelectionError):
+        ln.constrain(model, other, ln.sets.Ball(), optimizer=optimizer)
+    assert torch.equal(other, torch.eye(3))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("how", ["project", "tangent", "parametrize"])
+def test_half_precision_is_computed_in_fp32_and_only_rounded(dtype, how) -> None:
+    torch.manual_seed(0)
+    model, optimizer = _one(torch.randn(16, 16).to(dtype))
+    exact = ln.sets.Orthogonal().project(model.w.detach().double())
+    hooked = None if how == "parametrize" else optimizer
+    with pytest.warns(LearnablesWarning, match="only roughly"):
+        ln.constrain(model, "w", ln.sets.Orthogonal(), how=how, optimizer=hooked)
+    assert model.w.dtype == dtype
+    stored = model.w.detach()
+    assert ln.violation(model)["w"] <= 1.2 * ln.sets.Orthogonal().floor(stored.shape, dtype)
+    if how != "parametrize":  # whose first access projects the rounded value once more
+        allowed = torch.finfo(dtype).eps / 2 * exact.abs() + 1e-6
+        assert ((stored.double() - exact).abs() <= allowed).all()
