@@ -133,3 +133,18 @@ def _rank(rank: int) -> None:
 
 def test_under_ddp_all_ranks_decay_toward_the_value_of_rank_0() -> None:
     spawn(_rank, 2)
+
+
+def test_a_loaded_state_dict_decides_at_which_rate_values_are_pulled() -> None:
+    model = nn.Module()
+    model.colour = ln.parameter(torch.eye(2), weight_decay="init")
+    optimizer = torch.optim.SGD(ln.param_groups(model, lr=0.1, weight_decay=0.5))
+    ln.attach(model, optimizer)
+    optimizer.load_state_dict(optimizer.state_dict())  # the groups are new dicts now
+    for group in optimizer.param_groups:
+        group["lr"] = 0.2
+    with torch.no_grad():
+        model.colour.zero_()
+    model.colour.grad = torch.zeros(2, 2)
+    optimizer.step()
+    torch.testing.assert_close(model.colour.detach(), 0.2 * 0.5 * torch.eye(2))

@@ -118,12 +118,14 @@ def attachment_of(optimizer: Optimizer) -> "Attachment | None":
 class _Pull:
     """The parameters of one group that decay toward their initial values."""
 
-    def __init__(self, group: dict[str, Any], params: list[nn.Parameter], to: list[Tensor]) -> None:
-        self.group, self.params, self.to = group, params, to
+    def __init__(self, index: int, params: list[nn.Parameter], to: list[Tensor]) -> None:
+        self.index, self.params, self.to = index, params, to
 
     @torch.no_grad()
     def __call__(self, optimizer: Optimizer, rounding: Rounding | None) -> None:
-        rate = self.group["lr"] * self.group["decay_toward_init"]
+        # Looked up each time: load_state_dict makes new dicts, in the same order.
+        group = optimizer.param_groups[self.index]
+        rate = group["lr"] * group["decay_toward_init"]
         found_inf = getattr(optimizer, "found_inf", None)
         if isinstance(found_inf, Tensor):  # a fused optimizer is about to skip where it is 1
             rate = rate * (1 - found_inf.to(self.params[0].device))
@@ -247,7 +249,7 @@ def _rounded(plans: Iterable[Plan], optimizer: Optimizer, rounding: Mode | None)
 def _pulls(plans: Iterable[Plan], optimizer: Optimizer) -> list[_Pull]:
     wanting = {id(p.entry.param): p for p in plans if p.weight_decay == "init"}
     pulls = []
-    for group in optimizer.param_groups:
+    for index, group in enumerate(optimizer.param_groups):
         here = [wanting[id(p)] for p in group["params"] if id(p) in wanting]
         if not here:
             continue
@@ -260,7 +262,7 @@ def _pulls(plans: Iterable[Plan], optimizer: Optimizer) -> list[_Pull]:
                 wanted="groups made by ln.param_groups",
                 mend="torch.optim.AdamW(ln.param_groups(model, lr=1e-3, weight_decay=0.05))",
             )
-        pulls.append(_Pull(group, [p.entry.param for p in here], [_initial(p) for p in here]))
+        pulls.append(_Pull(index, [p.entry.param for p in here], [_initial(p) for p in here]))
     return pulls
 
 
