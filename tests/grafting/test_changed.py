@@ -222,3 +222,20 @@ def test_functional_calls_see_the_change():
     weight = state["child.weight"] + state["delta.a"] @ state["delta.b"]
     out = torch.func.functional_call(model, state, (x,))
     torch.testing.assert_close(out, F.linear(x, weight))
+
+
+def test_a_tensor_in_the_place_of_the_parameter_is_changed_too():
+    model, x = Inner(), torch.randn(2, 4)
+    ln.graft(model, "delta", Plus(3, 4), "weight")
+    out, weight = model(x), model.weight.detach().clone()
+    del model.weight
+    assert not hasattr(model, "weight")
+    model.weight = weight  # as DataParallel does
+    assert torch.equal(model(x), out)
+    assert model.weight is weight
+    del model.weight
+    model.weight = nn.Parameter(weight * 2)
+    assert isinstance(model.weight, nn.Parameter)
+    torch.testing.assert_close(
+        model(x), F.linear(x, weight * 2 + model.delta.a @ model.delta.b).tanh()
+    )

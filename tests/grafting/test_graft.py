@@ -165,6 +165,14 @@ def test_a_width_that_does_not_fit_tells_both_shapes():
     graft(model, "prompts", ln.nn.Prompts(3, 6), "blocks.*")
     with pytest.raises(ShapeError, match=r"\(1, 3, 6\)[\s\S]*\(2, 5, 8\)"):
         model(torch.randn(2, 5, 3))
+    for component, shape in (
+        (ln.nn.LayerScale(6), r"gamma \(6,\)"),
+        (nn.Linear(6, 8), r"\(8, 6\)"),
+    ):
+        other = Stack()
+        graft(other, "extra", component, "blocks.0")
+        with pytest.raises(ShapeError, match=rf"{shape}[\s\S]*\(2, 5, 8\)"):
+            other(torch.randn(2, 5, 3))
     with pytest.raises(ShapeError, match="3 layers"):
         graft(Stack(), "deep", ln.nn.DeepPrompts(2, 3, 8), "blocks.*")
 

@@ -8,7 +8,11 @@ does the same, counts graph breaks, and writes the table of docs/*/grafting.md.
 """
 
 import copy
+import json
+import os
 import re
+import tempfile
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -19,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import learnables as ln
+from learnables.errors import LearnablesError
 from learnables.grafting.anatomy import Anatomy
 from learnables.grafting.family import known_in
 
@@ -341,3 +346,133 @@ def graph_breaks(family: str, component: str | None) -> int:
 
     with torch.no_grad():
         return int(torch._dynamo.explain(call)(x).graph_break_count)
+
+
+# --- the same with PEFT, where it has something of the kind --------------------------------------
+
+
+def by_peft(family: str, component: str) -> str:
+    """``""`` where PEFT's counterpart trains in this family, else what it said.
+
+    Prompt tuning and prefix tuning for shallow and deep prompts, LoRA on the same module for the
+    delta of low rank. It trains where one backward leaves a gradient in what PEFT added.
+    """
+    import peft
+
+    torch.manual_seed(0)
+    kind = FAMILIES[family]
+    model, x = kind.build(), kind.inputs()
+    body = model.body if isinstance(model, Pooled) else model
+    virtual: dict[str, Any] = {"task_type": "FEATURE_EXTRACTION", "num_virtual_tokens": 4}
+    if body is not model:  # told, since PEFT does not know every name in a configuration
+        virtual |= {"token_dim": 48, "num_layers": 2, "num_attention_heads": 3}
+    config: Any = {
+        "Prompts": lambda: peft.PromptTuningConfig(**virtual),
+        "DeepPrompts": lambda: peft.PrefixTuningConfig(**virtual),
+        "LowRankDelta": lambda: peft.LoraConfig(
+            r=2, target_modules=[_low_rank(body, next(known_in(body), None), kind)[1][:-7]]
+        ),
+    }[component]()
+    try:
+        wrapped = peft.get_peft_model(body, config)
+        wrapped.train()
+        told = {} if kind.sees else {"attention_mask": (x != 0).long()}
+        out = wrapped(x, **told)
+        states = out if isinstance(out, Tensor) else out.last_hidden_state
+        states.square().mean().backward()
+        grads = [p.grad for p in wrapped.parameters() if p.requires_grad]
+        moved = any(grad is not None and grad.any() for grad in grads)
+        return "" if moved else "no gradient arrives"
+    except Exception as error:  # whatever a library of others says is what is counted here
+        return f"{type(error).__name__}: {error}".splitlines()[0][:200]
+
+
+PEFT_HAS = ("Prompts", "DeepPrompts", "LowRankDelta")
+
+# --- the table -----------------------------------------------------------------------------------
+
+WORDS = {
+    "en": ("family", "refused", "graph breaks added", "works in"),
+    "zh": ("家族", "拒绝", "新增图中断", "可用于"),
+}
+
+
+def measured() -> dict[str, Any]:
+    """Every combination tried, with the graph breaks that it adds."""
+    import peft
+    import timm
+    import transformers
+
+    rows: dict[str, dict[str, Any]] = {}
+    for family in FAMILIES:
+        plain = graph_breaks(family, None)
+        rows[family] = {}
+        for component in COMPONENTS:
+            rows[family][component] = cell = _measure(family, component, plain)
+            if component in PEFT_HAS:
+                cell["peft"] = by_peft(family, component)
+            print(family.strip(), component, cell, flush=True)
+    versions = {lib.__name__: lib.__version__ for lib in (timm, transformers, peft)}
+    return {"versions": versions, "torch": torch.__version__, "combinations": rows}
+
+
+def _measure(family: str, component: str, plain: int) -> dict[str, Any]:
+    wanted = expected(family, component)
+    if wanted == "none":
+        return {"outcome": "none"}
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            trained_saved_and_loaded(family, component, Path(folder))
+    except LearnablesError as error:
+        return {"outcome": "refused", "why": error.what}
+    return {"outcome": "works", "breaks": graph_breaks(family, component) - plain}
+
+
+def table(results: dict[str, Any], language: str) -> str:
+    """The table of the page, from what was measured."""
+    family_, refused, breaks_, works_in = WORDS[language]
+    lines = [f"| {family_} | {' | '.join(f'`{c}`' for c in COMPONENTS)} | {breaks_} |"]
+    lines.append("|---" * (len(COMPONENTS) + 2) + "|")
+    signs = {"works": "✓", "refused": refused, "none": "—"}
+    rows = results["combinations"]
+    for family, cells in rows.items():
+        added = sum(cell.get("breaks", 0) for cell in cells.values())
+        marks = " | ".join(signs[cells[c]["outcome"]] for c in COMPONENTS)
+        library = FAMILIES[family].library
+        lines.append(f"| {library} {family.strip()} | {marks} | {added} |")
+    counts, peft = [], []
+    for component in COMPONENTS:
+        ours = [f for f, cells in rows.items() if cells[component]["outcome"] == "works"]
+        theirs = [f for f in ours if rows[f][component].get("peft", None) == ""]
+        counts.append(f"{len(ours)}")
+        peft.append(f"{len(theirs)}" if component in PEFT_HAS else "—")
+    lines.append(f"| **{works_in}** | {' | '.join(counts)} | |")
+    lines.append(f"| PEFT {results['versions']['peft']}, {works_in} | {' | '.join(peft)} | |")
+    return "\n".join(lines)
+
+
+def write(results: dict[str, Any]) -> None:
+    """Put the table into both pages."""
+    for language in WORDS:
+        page = ROOT / "docs" / language / "grafting.md"
+        front, rest = page.read_text(encoding="utf-8").split(BEGIN)
+        _, back = rest.split(END)
+        text = f"{front}{BEGIN}\n{table(results, language)}\n{END}{back}"
+        page.write_text(text, encoding="utf-8")
+
+
+def main() -> None:
+    """Measure, save, write."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    from tests.integrations.shim import ensure_torchvision
+
+    warnings.simplefilter("ignore")
+    ensure_torchvision()
+    torch.set_num_threads(1)
+    results = measured()
+    RESULTS.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write(results)
+
+
+if __name__ == "__main__":
+    main()

@@ -193,3 +193,17 @@ def test_gradient_checkpointing_changes_no_gradient():
         grads.append({n: p.grad for n, p in model.named_parameters() if n.startswith(FRONTS)})
     assert all(grad.any() for grad in grads[0].values())
     torch.testing.assert_close(grads[0], grads[1])
+
+
+def test_a_graft_around_peft_is_a_graft_without_it():
+    import peft
+
+    ids, mask = padded_left()
+    prompts = ln.nn.Prompts(3, 48, init=STRONG)
+    bare = decoder("Llama")
+    wrapped = peft.get_peft_model(decoder("Llama"), peft.LoraConfig(target_modules=["q_proj"]))
+    for model in (bare, wrapped):
+        ln.graft(model, "prompts", prompts)
+    with torch.no_grad():
+        wanted = bare(ids, attention_mask=mask).logits
+        assert torch.equal(wrapped(ids, attention_mask=mask).logits, wanted)

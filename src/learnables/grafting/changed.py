@@ -49,7 +49,11 @@ class _End:
 
 
 class _Changed:
-    """The descriptor that stands for the parameter; assignments go the way they always went."""
+    """The descriptor that stands for the parameter.
+
+    Parameters that are assigned go the way they always went. A plain tensor in a Parameter's place,
+    as ``DataParallel`` puts it there, is changed as the Parameter was.
+    """
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -57,12 +61,25 @@ class _Changed:
     def __get__(self, module: nn.Module | None, _: type | None = None) -> Any:
         if module is None:
             return self
-        value = module._parameters[self.name]
+        if self.name in module._parameters:
+            value = module._parameters[self.name]
+        elif self.name in module.__dict__:
+            value = module.__dict__[self.name]
+        else:
+            raise AttributeError(self.name)
         # None after the last graft was removed under a class that FSDP2 had put on top.
         changes: _Changes | None = module.__dict__.get(_CHANGES, {}).get(self.name)
         if value is None or changes is None or not (changes.forwards or in_backward()):
             return value
         return _through(changes.components, value, self.name)
+
+    def __set__(self, module: nn.Module, value: object) -> None:
+        module.__dict__[self.name] = value
+
+    def __delete__(self, module: nn.Module) -> None:
+        if self.name not in module.__dict__:
+            raise AttributeError(self.name)
+        del module.__dict__[self.name]
 
 
 def _through(components: list[nn.Module], value: Tensor, name: str) -> Tensor:

@@ -54,7 +54,12 @@ def known_in(model: nn.Module) -> Iterator[Anatomy]:
         for info in sorted(iter_modules(families.__path__), key=lambda info: info.name)
     ]
 
+    asked: set[int] = set()
+
     def ask(module: nn.Module, path: str) -> Iterator[Anatomy]:
+        if id(module) in asked:
+            return
+        asked.add(id(module))
         for look in looks:
             found: Anatomy | None = look(module)
             if found is not None:

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from learnables.errors import LearnablesError, ShapeError
 
+# What torch says of shapes that do not go together: sums, products, convolutions.
+_MISFITS = ("must match", "cannot be multiplied", "expected input", "normalized_shape")
 _MASKS = ("attention_mask", "attn_mask")
 
 
@@ -323,7 +325,19 @@ def _through(hook: Enter | Leave | Front, x: Tensor, *more: int) -> Tensor:
     tokens = getattr(hook.component, "tokens", None)
     if isinstance(tokens, Tensor):
         check_width(hook.name, tokens, tuple(x.shape), x.shape[-1])
-    out: Tensor = hook.component(x, *more)
+    try:
+        out: Tensor = hook.component(x, *more)
+    except RuntimeError as error:
+        if not any(says in str(error) for says in _MISFITS):
+            raise
+        shapes = ", ".join(f"{n} {tuple(p.shape)}" for n, p in hook.component.named_parameters())
+        raise ShapeError(
+            "the component does not fit what goes through it",
+            where=hook.name,
+            found=f"{type(hook.component).__qualname__} with {shapes}",
+            wanted=f"parameters that fit a tensor of shape {tuple(x.shape)}",
+            mend="build the component with the dim of the model",
+        ) from error
     return out
 
 

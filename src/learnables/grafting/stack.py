@@ -31,12 +31,14 @@ def encoder(model: nn.Module, prefix: int, refuses: str = "") -> Anatomy | None:
 def decoder(model: nn.Module) -> Anatomy | None:
     """As `encoder`, with the module that takes ids and a cache, and its embedding."""
     found = encoder(model, 0)
-    base: Any = getattr(model, str(getattr(model, "base_model_prefix", "")), model)
-    if found is None or not hasattr(base, "get_input_embeddings"):
+    if found is None:
         return None
+    # The module that owns the list of layers: inside of wrappers such as PEFT's, too.
+    entrance = found.blocks.rpartition(".")[0]
+    base: Any = model.get_submodule(entrance)
     paths = {id(module): name for name, module in model.named_modules()}
     embedding = paths[id(base.get_input_embeddings())]
-    return Anatomy(found.blocks, found.width, entrance=paths[id(base)], embedding=embedding)
+    return Anatomy(found.blocks, found.width, entrance=entrance, embedding=embedding)
 
 
 def _attention(block: nn.Module) -> str:
