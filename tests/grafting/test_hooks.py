@@ -1,0 +1,81 @@
+"""Masks and biases beside their definitions, entry by entry."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+import learnables as ln
+from learnables.errors import LearnablesError
+from learnables.grafting.hooks import AddBias, Strip, Widen
+
+tokens = st.integers(2, 6)
+counts = st.integers(1, 3)
+
+
+def widen(first, count):
+    return Widen(first, count, "attention_mask", 1)
+
+
+@given(tokens, st.data(), counts, st.sampled_from(["bool", "long", "float", "added", "row"]))
+def test_a_widened_mask_shows_the_new_tokens_and_hides_what_was_hidden(n, data, count, kind):
+    first = data.draw(st.integers(0, n))
+    keep = torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    old = [i if i < first else i + count for i in range(n)]  # where the old tokens are now
+    wanted = torch.ones(n + count, dtype=torch.bool)
+    wanted[old] = keep
+    if kind in ("long", "float"):
+        mask = keep[None].to(getattr(torch, kind))  # (B, N)
+        assert torch.equal(widen(first, count).wider(mask)[0].bool(), wanted)
+        return
+    whole = keep.expand(1, 1, 1 if kind == "row" else n, n)
+    if kind == "added":
+        whole = torch.zeros(whole.shape).masked_fill(~whole, -1e9)
+    wide = widen(first, count).wider(whole)
+    seen = wide == 0 if kind == "added" else wide
+    assert seen.shape[-2:] == (1 if kind == "row" else n + count, n + count)
+    assert all(torch.equal(row, wanted) for row in seen[0, 0])
+
+
+@given(tokens, st.data(), counts)
+def test_attention_with_tokens_put_in_ignores_what_was_masked(n, data, count):
+    torch.manual_seed(n)
+    first = data.draw(st.integers(0, n))
+    keep = torch.tensor(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    keep[0] = True
+    x, put = torch.randn(1, n, 4), torch.randn(1, count, 4)
+
+    def among(x):
+        return torch.cat([x[:, :first], put, x[:, first:]], dim=1)
+
+    mask = widen(first, count).wider(keep.expand(1, n, n))
+    out = F.scaled_dot_product_attention(among(x), among(x), among(x), mask)
+    other = torch.where(keep[:, None], x, torch.randn(1, n, 4))
+    again = F.scaled_dot_product_attention(among(other), among(other), among(other), mask)
+    seen = Strip(first, count).without(out)[:, keep]
+    torch.testing.assert_close(seen, Strip(first, count).without(again)[:, keep])
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), counts), max_size=3))
+def test_a_bias_skips_the_tokens_that_were_put_in(inserted):
+    component = ln.nn.RelativeBias(2, 3, init=ln.init.normal(1.0))
+    order: list[int | None] = [0, 1, 2, 3]  # which old token stands where
+    for first, count in inserted:
+        order[first:first] = [None] * count
+    hook = AddBias(component, "bias", "attention_mask", 1, inserted)
+    x = torch.zeros(2, len(order), 8)
+    args, kwargs = hook(nn.Identity(), (x,), {})
+    assert args == (x,)
+    bias, wide = component.bias(), kwargs["attention_mask"]
+    assert wide.shape == (1, 3, len(order), len(order))
+    for row, i in enumerate(order):
+        for column, j in enumerate(order):
+            wanted = 0 if i is None or j is None else bias[:, i, j]
+            assert torch.equal(wide[0, :, row, column], torch.zeros(3) + wanted)
+
+
+def test_a_mask_that_is_no_tensor_is_refused():
+    with pytest.raises(LearnablesError, match=r"cannot be widened[\s\S]*object"):
+        widen(0, 1)(nn.Identity(), (torch.zeros(1, 2, 3), object()), {})
