@@ -88,14 +88,19 @@ def test_batches_larger_than_a_gather_are_tiled(monkeypatch) -> None:
 
 
 def test_the_way_follows_batch_dtype_and_block() -> None:
-    def way(samples, block, density, dtype=torch.float32):
+    def way(samples, block, density, dtype=torch.float32, sampled=False):
         cells = 256 // block
         layout = Layout(256, 256, block, random(cells, cells, density))
         weight = torch.empty(layout.weight_shape, dtype=dtype)
-        return reference.choose(torch.empty(samples, 256, dtype=dtype), weight, layout.index)
+        x = torch.empty(samples, 256, dtype=dtype)
+        return reference.choose(x, weight, layout.index, sampled=sampled)
 
     assert way(1, 64, 0.25) == "batched"
     assert way(512, 64, 0.25) == "one by one"
+    assert way(512, 32, 0.25) == "panels"
+    assert way(4096, 32, 0.25) == "one by one"
+    assert way(512, 16, 0.25, sampled=True) == way(4096, 32, 0.5, sampled=True) == "panels"
+    assert way(512, 64, 0.25, sampled=True) == "one by one"
     assert way(512, 64, 0.25, torch.bfloat16) == "panels"
     assert way(64, 16, 0.25) == "panels"
     assert way(512, 8, 0.5) == way(512, 64, 1.0) == "filled in"

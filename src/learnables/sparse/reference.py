@@ -35,6 +35,9 @@ _GATHER_GPU = 1 << 26
 _FEW_SAMPLES = 32
 _SMALL_PRODUCT = 1 << 17  # multiplications per block below which a call costs more than its work
 
+_THIN, _THIN_PRODUCT = 48, 3 << 19  # blocks whose sums end too soon, up to so many multiplications
+_BUSY = 4  # blocks in a row for which gathering their inputs is cheaper than a call for each
+
 WAYS = ("one by one", "panels", "batched", "filled in")
 
 
@@ -107,7 +110,7 @@ def sampled_product(
     plan = plan_of(index)
     x, g = _padded(x, index.column_starts, q), _padded(g, index.row_starts, p)
     weight = x.new_empty(E, p, q)
-    way = way or choose(x, weight, index)
+    way = way or choose(x, weight, index, sampled=True)
     if way == "filled in":
         dense = (g.mT @ x).view(R, p, C, q).transpose(1, 2)
         return dense[plan.row_of, index.columns].contiguous()
@@ -132,17 +135,18 @@ def dense(weight: Tensor, index: Index, shape: tuple[int, int]) -> Tensor:
     return _filled_in(weight, index, plan_of(index).row_of)[: shape[0], : shape[1]].contiguous()
 
 
-def choose(x: Tensor, weight: Tensor, index: Index) -> str:
+def choose(x: Tensor, weight: Tensor, index: Index, *, sampled: bool = False) -> str:
     """The quickest of `WAYS`, by what was measured on one core of an AMD EPYC with AVX-512."""
     B, (E, p, q) = x.shape[0], weight.shape
-    cells = (index.row_starts.numel() - 1) * (index.column_starts.numel() - 1)
-    if B > _FEW_SAMPLES and E / cells * (1 + 36 / min(p, q)) > 1.3:
+    rows, columns = index.row_starts.numel() - 1, index.column_starts.numel() - 1
+    if B > _FEW_SAMPLES and E / (rows * columns) * (1 + 36 / min(p, q)) > 1.3:
         return "filled in"
     if x.device.type != "cpu" or B <= _FEW_SAMPLES:
         return "batched"
-    if x.dtype in _HALF or B * p * q < _SMALL_PRODUCT:
+    work = B * p * q
+    if x.dtype in _HALF or work < _SMALL_PRODUCT or (min(p, q) < _THIN and work < _THIN_PRODUCT):
         return "panels"
-    return "one by one"
+    return "panels" if sampled and _BUSY * rows <= E else "one by one"
 
 
 def _padded(x: Tensor, starts: Tensor, step: int) -> Tensor:
