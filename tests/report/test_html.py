@@ -180,3 +180,64 @@ def test_the_browser_would_have_told(tmp_path):
         assert "http://127.0.0.1:9/x.png" in browser.asked
         assert browser.dialogs == ["1"]
         assert browser.errors
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
+def test_a_keyboard_reaches_everything_and_everything_has_a_name(folder, tmp_path):
+    path = ln.write_html(folder, tmp_path / "report.html")
+    with tab(tmp_path) as browser:
+        browser.go(path.as_uri())
+        reached = set()
+        for _ in range(60):
+            press(browser, "Tab")
+            reached.add(browser.run("document.activeElement.outerHTML.slice(0, 60)"))
+        for wanted in (
+            'data-sort="weight"',
+            'class="open"',
+            'class="scroll"',
+            "<input",
+            "<summary",
+        ):
+            assert any(wanted in html for html in reached), wanted
+        browser.run("document.querySelector('.open').focus()")
+        for opened in ("true", "false"):
+            press(browser, "Enter")
+            assert browser.run("document.querySelector('.open').ariaExpanded") == opened
+        browser.run("document.querySelector('[data-sort=weight]').focus()")
+        press(browser, "Enter")
+        assert browser.run("document.activeElement.closest('th').ariaSort") == "descending"
+        nodes = browser("Accessibility.getFullAXTree")["nodes"]
+        told = [n for n in nodes if not n["ignored"] and n["role"]["value"] in NEEDS_A_NAME]
+        assert len(told) > 15
+        for node in told:
+            assert node["name"]["value"].strip(), node
+
+
+NEEDS_A_NAME = {"button", "img", "image", "region", "textbox", "searchbox", "checkbox", "table"}
+
+
+def press(browser, key):
+    code, text = {"Tab": (9, ""), "Enter": (13, "\r")}[key]
+    about = {"key": key, "code": key, "windowsVirtualKeyCode": code}
+    browser("Input.dispatchKeyEvent", type="keyDown", text=text, **about)
+    browser("Input.dispatchKeyEvent", type="keyUp", **about)
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
+def test_a_curve_that_is_flat_but_for_rounding_is_drawn(tmp_path):
+    model = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with ln.watch(model, optimizer, to=tmp_path / "run", budget=None) as watcher:
+        for step in range(1, 30):
+            watcher.log_scalars(step, {"clipped": 1 - 6e-8 * (step % 2)})
+            model(torch.ones(1, 2)).sum().backward()
+            optimizer.step()
+    path = ln.write_html(tmp_path / "run", tmp_path / "report.html")
+    with tab(tmp_path) as browser:
+        browser.go(path.as_uri())
+        drawn = (
+            "(([c]) => c.getContext('2d').getImageData(0, 0, c.width, c.height).data"
+            ".filter((v, i) => i % 4 === 3 && v).length)"
+            "(document.querySelectorAll('.charts .u-wrap canvas'))"
+        )
+        assert browser.run(drawn) > 500

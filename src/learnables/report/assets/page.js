@@ -75,12 +75,12 @@
     const axis = { stroke: soft, font, grid: { stroke: line, width: 1 }, ticks: { show: false } };
     const known = columns.flat().filter((y) => y !== null && y !== undefined);
     const [low, high] = log && known.length ? [Math.log10(Math.min(...known)), Math.log10(Math.max(...known))] : [0, 0];
-    const range = log ? () => [10 ** Math.floor(low - 0.05), 10 ** Math.ceil(high + 0.05)] : undefined;
+    const range = log ? () => [10 ** Math.floor(low - 0.05), 10 ** Math.ceil(high + 0.05)] : room;
     const tell = legend(box, series);
     const chart = new uPlot({
       width: box.clientWidth || 300, height,
       padding: [8, Math.max(16, 6 + 3.4 * count(steps.at(-1) ?? 0).length), 0, 0], // half of the last label
-      scales: { x: { time: false }, y: log ? { distr: 3, range } : {} },
+      scales: { x: { time: false }, y: log ? { distr: 3, range } : { range } },
       axes: [
         { ...axis, space: 70, size: 26, gap: 4, values: (_, ticks) => ticks.map(count) },
         { ...axis, size: 50, gap: 6, splits: log ? () => decades(low, high) : undefined, filter: (_, ticks) => ticks, values: (_, ticks) => ticks.map(short) },
@@ -99,6 +99,12 @@
     chart.root.setAttribute("role", "img");
     chart.root.setAttribute("aria-label", last.join("; "));
     charts.push({ chart, box });
+  }
+  // Between values that differ by rounding alone, such as a clipped norm, uPlot finds no place for a tick.
+  function room(_, low, high) {
+    const size = Math.max(Math.abs(low), Math.abs(high));
+    if (high - low > 1e-5 * size) return uPlot.rangeNum(low, high, 0.1, true);
+    return [low - (0.1 * size || 1), high + (0.1 * size || 1)];
   }
   function count(number) {
     return number.toLocaleString("en").replaceAll(",", " "); // as the facts at the top
