@@ -134,6 +134,39 @@ def sharded_as(part: Tensor, like: Tensor) -> Tensor:
     )
 
 
+def after_pre_hooks(
+    optimizer: torch.optim.Optimizer, handle: Any, begin: Callable[[Any, Any, Any], Any]
+) -> Callable[[], None] | None:
+    """Call ``begin`` as a pre-hook behind all others of the step at work; in that of ``handle``.
+
+    While they run, hooks cannot change places, but another one can stand in a place.
+
+    Returns:
+        What undoes it, should another hook raise; None where that of ``handle`` is the last, so
+        that its own is the time to begin.
+    """
+    hooks = optimizer._optimizer_step_pre_hooks
+    last = next(reversed(hooks))
+    if last == handle.id:
+        return None
+    hook = hooks[last]
+
+    def undo() -> None:
+        if last in hooks:
+            hooks[last] = hook
+
+    def stands_in(stepped: Any, args: Any, kwargs: Any) -> Any:
+        undo()
+        changed = hook(stepped, args, kwargs)
+        if changed is not None:
+            args, kwargs = changed
+        begun = begin(stepped, args, kwargs)
+        return changed if begun is None else begun
+
+    hooks[last] = stands_in
+    return undo
+
+
 def make_first_post_hook(optimizer: torch.optim.Optimizer, handle: Any) -> None:
     """Have a step post-hook run before all others."""
     optimizer._optimizer_step_post_hooks.move_to_end(handle.id, last=False)  # type: ignore[attr-defined]
@@ -206,15 +239,7 @@ def whole_of(part: Tensor, like: Tensor) -> Tensor:
 
     A collective call.
     """
-    from torch.distributed.tensor import DTensor
-
-    whole: Tensor = DTensor.from_local(
-        part,
-        like.device_mesh,  # type: ignore[attr-defined]
-        like.placements,  # type: ignore[attr-defined]
-        shape=like.shape,
-        stride=like.stride(),
-    ).full_tensor()
+    whole: Tensor = sharded_as(part, like).full_tensor()  # type: ignore[attr-defined]
     return whole
 
 

@@ -443,25 +443,84 @@ def test_decay_toward_the_initial_value_is_not_lost_in_bfloat16() -> None:
 
 
 def test_hooks_of_others_see_parameters_and_not_their_copies() -> None:
+    """Whenever they were registered; their own changes to the arguments are kept."""
     model, optimizer, _ = trainer("kahan")
+    own = [model.gamma, model.idle, model.mix, model.turned, model.wide]
     seen = []
 
     def look(stepped, *_):
-        seen.append(
-            all(
-                p is q
-                for p, q in zip(
-                    [p for g in stepped.param_groups for p in g["params"]],
-                    [model.gamma, model.idle, model.mix, model.turned, model.wide],
-                    strict=True,
-                )
-            )
-        )
+        held = [p for group in stepped.param_groups for p in group["params"]]
+        seen.append(all(p is q for p, q in zip(held, own, strict=True)))
+
+    def swap_closure(stepped, args, kwargs):
+        return args, {**kwargs, "closure": lambda: torch.full((), 7.0)}
 
     optimizer.register_step_pre_hook(look)
+    optimizer.register_step_pre_hook(swap_closure)
     optimizer.register_step_post_hook(look)
-    run(model, optimizer, range(3))
-    assert seen[1:] == [True] * 5  # but for a hook that was registered after the first attach
+    for step in range(3):
+        model.feed(step)
+        assert optimizer.step() == 7
+    assert seen == [True] * 6
+    assert not torch.equal(optimizer.state[model.gamma]["rounding_error"], torch.zeros(6))
+
+
+def test_a_hook_that_raises_leaves_the_hooks_in_order() -> None:
+    model, optimizer, _ = trainer("kahan")
+    fails = [True]
+    calls = []
+
+    def failing(*_):
+        if fails:
+            fails.pop()
+            raise RuntimeError("in a hook")
+
+    optimizer.register_step_pre_hook(failing)
+    optimizer.register_step_pre_hook(lambda *_: calls.append(1))
+    model.feed(0)
+    with pytest.raises(RuntimeError, match="in a hook"):
+        optimizer.step()
+    assert optimizer.param_groups[0]["params"][0] is model.gamma
+    run(model, optimizer, range(2))
+    assert len(calls) == 2
+    assert optimizer.state[model.gamma]["rounding_step"] == 2
+
+
+@pytest.mark.parametrize("attach_first", [True, False])
+def test_the_watch_sees_rates_gradients_and_updates(tmp_path, attach_first) -> None:
+    model = Net()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    if attach_first:
+        ln.attach(model, optimizer, rounding="kahan")
+    with ln.watch(model, optimizer, every=1, to=tmp_path, budget=None) as watcher:
+        if not attach_first:
+            ln.attach(model, optimizer, rounding="kahan")
+        run(model, optimizer, range(4))
+    seen = watcher.run().observations
+    assert len(seen) == 4
+    for look in seen:
+        used = [i for i, name in enumerate(look.names) if name != "idle"]
+        assert (look.columns["lr"][used] == 1e-3).all()
+        assert look.rows["gradient"].present[used].all()
+        assert look.rows["update"].present[used].all()
+
+
+def test_an_audit_puts_all_of_it_back_bit_for_bit() -> None:
+    model, optimizer, _ = trainer("stochastic")
+    run(model, optimizer, range(2))
+    before = copy.deepcopy([model.state_dict(), optimizer.state_dict()["state"]])
+
+    def step():
+        optimizer.zero_grad()
+        loss = sum((p.float() - 2).square().sum() for p in model.parameters())
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    report = ln.audit(model, optimizer, step)
+    assert "LRN401" not in report.codes
+    after = [model.state_dict(), optimizer.state_dict()["state"]]
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
 def _replicas(rank: int, mode: str, dtype: torch.dtype) -> None:

@@ -1,6 +1,6 @@
 """What optimizer groups cannot carry, done around each optimizer step."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 from weakref import WeakKeyDictionary
 
@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import (
+    after_pre_hooks,
     from_rank_0,
     make_first_post_hook,
-    make_last_pre_hook,
     pull_together_,
 )
 from learnables.errors import PolicyError
@@ -155,6 +155,7 @@ class Attachment:
         self._pulls, self._constraints, self._roundings = pulls, constraints, roundings
         self.options = options
         """What `ln.attach` was told; to do it again."""
+        self._waiting: dict[Optimizer, Callable[[], None]] = {}
         self._befores = {opt: opt.register_step_pre_hook(self._before_step) for opt in pulls}
         self._hooks = list(self._befores.values())
         for opt in roundings:
@@ -191,6 +192,20 @@ class Attachment:
     def _before_step(
         self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
     ) -> tuple[Any, dict[str, Any]] | None:
+        undo = self._waiting.pop(optimizer, None)
+        if undo is not None:  # a hook raised, so that a step never began
+            undo()
+        if optimizer in self._roundings:  # hooks of others are to see parameters, not their copies
+            waits = after_pre_hooks(optimizer, self._befores[optimizer], self._begin_step)
+            if waits is not None:
+                self._waiting[optimizer] = waits
+                return None
+        return self._begin_step(optimizer, args, kwargs)
+
+    def _begin_step(
+        self, optimizer: Optimizer, args: Any, kwargs: dict[str, Any]
+    ) -> tuple[Any, dict[str, Any]] | None:
+        self._waiting.pop(optimizer, None)
         rounding = self._roundings.get(optimizer)
         changed = None if rounding is None else rounding.before_step(args, kwargs)
         for pull in self._pulls[optimizer]:
@@ -199,7 +214,6 @@ class Attachment:
 
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
         self._roundings[optimizer].after_step()
-        make_last_pre_hook(optimizer, self._befores[optimizer])
 
     def remove(self) -> None:
         """Take the hooks away again."""
