@@ -1,7 +1,7 @@
 """What low precision loses, what keeping it costs, what one float32 parameter does to a stream.
 
     python benchmarks/precision.py            # what is counted: a minute
-    python benchmarks/precision.py --time     # also seconds: three minutes, on a quiet machine
+    python benchmarks/precision.py --time     # also seconds: four minutes, on a quiet machine
 
 Counted are distances from the float32 trajectory, bytes that lie in parameters, gradients and
 optimizer state, and bytes that autograd keeps. Seconds are CPU seconds of one thread.
@@ -201,7 +201,7 @@ def times(dim: int, batch: int, rounds: int) -> dict[str, Any]:
             base = stepper(dim, None, size, **options)
             ways = {k: w for k, w in WAYS.items() if w is not None}
             tasks = {name: stepper(dim, way, size, **options) for name, way in ways.items()}
-            rows[f"{what}, {kind}"] = paired(base, tasks, rounds=rounds, seconds=12.0)
+            rows[f"{what}, {kind}"] = paired(base, tasks, rounds=rounds, seconds=6.0)
     return rows
 
 
