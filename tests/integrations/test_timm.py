@@ -98,3 +98,28 @@ def test_timms_scheduler_keeps_the_ratios_of_layer_decay() -> None:
     after = torch.tensor([group["lr"] for group in optimizer.param_groups])
     assert after.max() < before.max()
     torch.testing.assert_close(after / after.max(), before / before.max())
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("name", ["vit", "resnet18", "convnext_atto", "efficientnet_b0"])
+def test_no_layout_rule_accuses_a_model_of_timm(name: str, channels_last: bool) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    model = vit() if name == "vit" else timm.create_model(name, num_classes=10)
+    images = torch.randn(2, 3, 32, 32)
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+        images = images.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=True)
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = model(images).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    report = ln.audit(model, optimizer, step, steps=2, select=["LRN601", "LRN602", "LRN62"])
+    assert report.findings == []
+    assert not [code for code in report.skipped if code.startswith("LRN62")]

@@ -20,7 +20,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from learnables._torch import is_dtensor, local, rank_and_world
+from learnables._torch import is_dtensor, local, rank_and_world, sharded_as
 from learnables.collectives import gather_texts
 from learnables.errors import CheckpointError
 from learnables.runtime.atomic import sync_folder
@@ -277,14 +277,4 @@ def _overlaps(boxes: "list[tuple[tuple[int, ...], tuple[int, ...]]]") -> Iterato
 def _room_for(place: Tensor, like: Tensor | None) -> Tensor:
     if like is None or not is_dtensor(like) or like.shape != place.shape:
         return torch.empty(place.shape, dtype=place.dtype)
-    from torch.distributed.tensor import DTensor
-
-    part = torch.empty_like(local(like), dtype=place.dtype, requires_grad=False)
-    return DTensor.from_local(
-        part,
-        like.device_mesh,  # type: ignore[attr-defined]
-        like.placements,  # type: ignore[attr-defined]
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
-    )
+    return sharded_as(torch.empty_like(local(like), dtype=place.dtype, requires_grad=False), like)
