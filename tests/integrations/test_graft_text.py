@@ -3,6 +3,9 @@
 Each fast way has a slow twin: the same vectors handed over by hand, or the whole text read again.
 """
 
+import copy
+import pickle
+
 import pytest
 import torch
 from tests.integrations.grafts import DISTIL, GPT2, NONE, READS, SMALL
@@ -149,6 +152,23 @@ def test_generation_with_a_cache_is_generation_without(name, kind):
     assert cached.past_key_values.get_seq_length() == 7 + put + 5
 
 
+@pytest.mark.parametrize("name", DECODERS)
+def test_generation_is_that_of_the_same_vectors_handed_over(name):
+    model = decoder(name)
+    ids, mask = padded_left()
+    prompts = ln.nn.Prompts(3, 48, init=STRONG)
+    told = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0}
+    told |= {"return_dict_in_generate": True, "output_logits": True}
+    with torch.no_grad():
+        embedded = prompts(model.get_input_embeddings()(ids))
+        whole = torch.cat([mask.new_ones(2, 3), mask], dim=1)
+        wanted = model.generate(inputs_embeds=embedded, attention_mask=whole, **told)
+        ln.graft(model, "prompts", prompts)
+        ours = model.generate(ids, attention_mask=mask, **told)
+    assert torch.equal(ours.sequences[:, 7:], wanted.sequences)
+    torch.testing.assert_close(ours.logits, wanted.logits)
+
+
 def test_prompts_of_a_decoder_see_no_future():
     model = decoder("Llama", "eager")
     ln.graft(model, "deep", ln.nn.DeepPrompts(2, 3, 48, init=STRONG))
@@ -207,3 +227,56 @@ def test_a_graft_around_peft_is_a_graft_without_it():
     with torch.no_grad():
         wanted = bare(ids, attention_mask=mask).logits
         assert torch.equal(wrapped(ids, attention_mask=mask).logits, wanted)
+
+
+@pytest.mark.parametrize("name", ["gate_up_proj", "down_proj"])
+def test_a_delta_on_a_bank_of_experts_is_a_delta_for_each(name):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    config = MixtralConfig(**SMALL, **READS, **NONE, num_key_value_heads=1, num_local_experts=4)
+    model, ids = MixtralForCausalLM(config).eval(), torch.randint(1, 64, (2, 7))
+    at = f"model.layers.0.mlp.experts.{name}"
+    bank = model.get_parameter(at)
+    delta = ln.nn.LowRankDelta(*bank.shape, rank=2)
+    torch.nn.init.normal_(delta.up)
+    with torch.no_grad():
+        plain = model(ids).logits
+        each = zip(bank, delta.up, delta.down, strict=True)
+        changed = torch.stack([w + up @ down for w, up, down in each])
+        wanted = torch.func.functional_call(model, {at: changed}, (ids,)).logits
+        handle = ln.graft(model, "delta", delta, at)
+        out = model(ids).logits
+        torch.testing.assert_close(out, wanted)
+        assert (out - plain).abs().max() > 1e-4
+        handle.merge()
+        assert torch.equal(model(ids).logits, out)
+
+
+@pytest.mark.parametrize("carried", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
+@pytest.mark.parametrize("kind", ["Prompts", "DeepPrompts"])
+def test_a_copy_of_a_decoder_generates_alike_and_is_independent(kind, carried):
+    model = decoder("Llama")
+    made = {"Prompts": ln.nn.Prompts(3, 48), "DeepPrompts": ln.nn.DeepPrompts(2, 3, 48)}
+    ln.graft(model, "prompts", made[kind])
+    other = carried(model)
+    ids, mask = padded_left()
+    told = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0, "attention_mask": mask}
+    with torch.no_grad():
+        assert torch.equal(other.generate(ids, **told), model.generate(ids, **told))
+        out = model(ids).logits
+        assert torch.equal(other(ids).logits, out)
+        other.prompts.tokens.add_(1.0)
+        assert not torch.equal(other(ids).logits, out)
+        assert torch.equal(model(ids).logits, out)
+
+
+@pytest.mark.parametrize("name", ["Bert", "Llama"])
+def test_an_exported_text_model_keeps_its_graft(name):
+    model = encoder(name) if name in ENCODERS else decoder(name)
+    model.config.use_cache = False
+    ln.graft(model, "prompts", ln.nn.Prompts(3, 48, init=STRONG))
+    ids = torch.randint(1, 64, (2, 7))
+    exported = torch.export.export(model, (ids,)).module()
+    with torch.no_grad():
+        torch.testing.assert_close(exported(ids)[0], model(ids)[0])
