@@ -153,3 +153,16 @@ def test_without_the_kernel_the_twin_does_it(monkeypatch) -> None:
     value, status = sets.Orthogonal().enforce(x)
     assert _defect(value) <= 1e-5
     assert status.tolist() == [0, 0, 0]
+
+
+@built
+@pytest.mark.parametrize("level", LEVELS)
+@settings(max_examples=25, deadline=None)
+@given(n=st.integers(1, 150), k=st.integers(1, 150), seed=st.integers(0, 2**16))
+def test_the_tangent_agrees_with_the_twin_on_every_instruction_set(level, n, k, seed) -> None:
+    torch.manual_seed(seed)
+    x, g = _near(2, n, k, size=0.0), torch.randn(2, n, k)
+    wanted, kept = sets.Orthogonal().tangent(x, g), x.clone()
+    native.to_tangent_([x[0], x[1]], [g[0], g[1]], threads=1, level=level)
+    torch.testing.assert_close(g, wanted, rtol=0, atol=2e-5)
+    assert torch.equal(x, kept)

@@ -274,6 +274,27 @@ def test_the_kernel_and_torch_agree_through_any_view(shape, view, points, monkey
         )
 
 
+@pytest.mark.parametrize(("shape", "view", "points"), VIEWED, ids=str)
+def test_gradients_are_taken_to_the_tangent_space_through_any_view(
+    shape, view, points, monkeypatch
+) -> None:
+    torch.manual_seed(0)
+    constraint = Constraint(ln.sets.Orthogonal(), view=view)
+    value, g = constraint.project(torch.randn(shape)), torch.randn(shape)
+    wanted = constraint.back(
+        constraint.set.tangent(constraint.points(value), constraint.points(g)), g.shape
+    )
+    for with_kernel in (True, False):
+        if not with_kernel:
+            monkeypatch.setattr(orthonormal, "available", lambda: (False, "not built"))
+        kept = _kept(value.clone(), value.clone(), view=view, how="tangent")
+        for one in kept:
+            one.parameter.grad = g.clone()
+        Enforcer(kept).before_step_()
+        for one in kept:
+            torch.testing.assert_close(one.parameter.grad, wanted, rtol=0, atol=1e-5)
+
+
 @pytest.mark.skipif(not orthonormal.available()[0], reason=orthonormal.available()[1])
 @pytest.mark.parametrize("of", [ln.sets.Orthogonal(), ln.sets.Sphere(), ln.sets.Ball()], ids=repr)
 def test_the_kernel_writes_where_the_values_lie_and_copies_nothing(of) -> None:

@@ -64,13 +64,15 @@ enum code { DONE = 0, NONFINITE = 1, FAR = 4 }; /* FAR: untouched, needs a decom
 typedef struct {
   double (*symmetric)(const float *, int64_t, int64_t, int, int64_t, float *);
   double (*glance)(const float *, int64_t, int64_t, const float *, float *);
-  void (*tall)(float *, int64_t, int64_t, const float *, float *);
-  void (*wide)(float *, int64_t, int64_t, const float *, float *);
+  void (*between)(const float *, const float *, int64_t, int64_t, float *);
+  void (*tall)(const float *, float *, int64_t, int64_t, const float *, float *);
+  void (*wide)(const float *, float *, int64_t, int64_t, const float *, float *);
   void (*mix)(int64_t, float, const float *, float, const float *, float *);
 } arithmetic;
 
-#define ALL(suffix)                                                                       \
-  {symmetric_##suffix, glance_##suffix, apply_tall_##suffix, apply_wide_##suffix, mix_##suffix}
+#define ALL(suffix)                                                                          \
+  {symmetric_##suffix,  glance_##suffix,     between_##suffix,                               \
+   apply_tall_##suffix, apply_wide_##suffix, mix_##suffix}
 
 static arithmetic best(int level) {
   (void)level; /* where there is only one */
@@ -86,6 +88,7 @@ static arithmetic best(int level) {
 typedef struct {
   int64_t count, n, k, next, room;
   float *const *data;
+  float *const *gradients; /* NULL: bring the matrices back; else take these to the tangent space */
   float *scratch;
   uint8_t *codes;
   double near, attainable, goal;
@@ -188,10 +191,24 @@ static enum code bring(const work *job, float *w, float *scratch) {
         left = 1.5 * probed(e, s, side, a, rest);
       run->mix(padded * padded, (float)(-0.5 - 0.3125 * a), e, 0.375f, s, s);
     }
-    (tall ? run->tall : run->wide)(w, job->n, job->k, s, rest);
+    (tall ? run->tall : run->wide)(w, w, job->n, job->k, s, rest);
     if (left <= job->goal) return DONE;
   }
   return DONE;
+}
+
+/* g less its part across the set: g − w sym(wᵀg), or g − sym(gwᵀ) w where w is wide. */
+static void flatten(const work *job, const float *w, float *g, float *scratch) {
+  const int tall = job->n >= job->k;
+  const int64_t side = tall ? job->k : job->n, length = tall ? job->n : job->k;
+  const int64_t padded = (side + WIDTH - 1) / WIDTH * WIDTH;
+  float *s = scratch, *x = s + padded * padded, *y = x + padded * length;
+  float *rest = y + padded * length;
+  pack(w, job->n, job->k, x);
+  pack(g, job->n, job->k, y);
+  job->run.between(x, y, length, side, s);
+  job->run.mix(padded * padded, -0.5f, s, 0, s, s);
+  (tall ? job->run.tall : job->run.wide)(w, g, job->n, job->k, s, rest);
 }
 
 static void *labour(void *argument) {
@@ -200,7 +217,10 @@ static void *labour(void *argument) {
   for (;;) {
     const int64_t i = __atomic_fetch_add(&job->next, 1, __ATOMIC_RELAXED);
     if (i >= job->count) return NULL;
-    job->codes[i] = (uint8_t)bring(job, job->data[i], mine);
+    if (job->gradients)
+      flatten(job, job->data[i], job->gradients[i], mine);
+    else
+      job->codes[i] = (uint8_t)bring(job, job->data[i], mine);
   }
 }
 
@@ -211,7 +231,17 @@ __attribute__((visibility("default"))) int64_t learnables_orthonormal_room(int64
   int64_t rest = TOGETHER * (side + 16);
   if (rest < padded * WIDTH) rest = padded * WIDTH;
   if (rest < padded + length) rest = padded + length;
-  return (2 * padded * padded + padded * length + rest + 2 * padded + 15) / 16 * 16;
+  return (2 * padded * padded + 2 * padded * length + rest + 2 * padded + 15) / 16 * 16;
+}
+
+static void all(work *job, int threads) {
+  pthread_t helpers[MAX_THREADS];
+  int started = 0;
+  if (threads > job->count) threads = (int)job->count;
+  if (threads > MAX_THREADS) threads = MAX_THREADS;
+  while (started < threads - 1 && !pthread_create(helpers + started, NULL, labour, job)) started++;
+  labour(job); /* a thread that could not be had only makes it slower */
+  while (started) pthread_join(helpers[--started], NULL);
 }
 
 /* `count` matrices of n x k floats, each in one piece at data[i]. `scratch`: `threads` times the
@@ -219,17 +249,21 @@ __attribute__((visibility("default"))) int64_t learnables_orthonormal_room(int64
 __attribute__((visibility("default"))) int learnables_orthonormal(
     int64_t count, float *const *data, int64_t n, int64_t k, float *scratch, uint8_t *codes,
     double near, double attainable, double goal, int threads, int level) {
-  work job = {count, n,    k,          0,    learnables_orthonormal_room(n, k), data, scratch,
-              codes, near, attainable, goal, best(level),                       0};
-  pthread_t helpers[MAX_THREADS];
-  int started = 0;
-  if (threads > count) threads = (int)count;
-  if (threads > MAX_THREADS) threads = MAX_THREADS;
-  while (started < threads - 1 && !pthread_create(helpers + started, NULL, labour, &job)) started++;
-  labour(&job); /* a thread that could not be had only makes it slower */
-  while (started) pthread_join(helpers[--started], NULL);
+  work job = {.count = count, .n = n, .k = k, .room = learnables_orthonormal_room(n, k),
+              .data = data, .scratch = scratch, .codes = codes, .near = near,
+              .attainable = attainable, .goal = goal, .run = best(level)};
+  all(&job, threads);
   int worst = 0;
   for (int64_t i = 0; i < count; i++)
     if (codes[i] > worst) worst = codes[i];
   return worst;
+}
+
+/* The same for the gradients at as many matrices, which are only read. */
+__attribute__((visibility("default"))) void learnables_orthonormal_tangent(
+    int64_t count, float *const *data, float *const *gradients, int64_t n, int64_t k,
+    float *scratch, int threads, int level) {
+  work job = {.count = count, .n = n, .k = k, .room = learnables_orthonormal_room(n, k),
+              .data = data, .gradients = gradients, .scratch = scratch, .run = best(level)};
+  all(&job, threads);
 }

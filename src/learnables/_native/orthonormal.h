@@ -33,6 +33,17 @@ TARGET INLINE void NAME(tile)(int64_t depth, const float *a, int64_t down, int64
   UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int r = 0; r < REGS; r++) sum[i][r] = s[i][r];
 }
 
+/* A tile of a symmetric matrix, and its mirror image, into the panels. */
+TARGET INLINE void NAME(store)(float *out, int64_t padded, int64_t I, int64_t J, int64_t i,
+                               int64_t j, float result[ROWS][REGS * LANES]) {
+  for (int r = 0; r < ROWS; r++)
+    memcpy(out + J * padded * WIDTH + (I * WIDTH + i + r) * WIDTH + j, result[r], sizeof result[r]);
+  if (I != J)
+    for (int c = 0; c < REGS * LANES; c++)
+      for (int r = 0; r < ROWS; r++)
+        out[I * padded * WIDTH + (J * WIDTH + j + c) * WIDTH + i + r] = result[r][c];
+}
+
 /* out = xᵀ x in panels, less the unit matrix where `unit`; returns the sum of its squares. Only
  * panels on and above the diagonal are computed. Sums of more than `piece` terms are run in pieces
  * of that many, which are added in double. */
@@ -71,22 +82,36 @@ TARGET static NOINLINE double NAME(symmetric)(const float *x, int64_t length, in
               for (int c = 0; c < REGS * LANES; c++)
                 result[r][c] = (float)whole[r][c];
           }
+          NAME(store)(out, padded, I, J, i, j, result);
           NAME(lanes) squares = {0};
-          for (int r = 0; r < ROWS; r++) {
-            float *row = out + J * padded * WIDTH + (I * WIDTH + i + r) * WIDTH + j;
-            memcpy(row, result[r], sizeof result[r]);
+          for (int r = 0; r < ROWS; r++)
             for (int c = 0; c < REGS; c++) {
               NAME(lanes) v = *(const NAME(loose) *)(result[r] + c * LANES);
               squares += v * v;
             }
-          }
           for (int l = 0; l < LANES; l++) total += (I == J ? 1.0 : 2.0) * squares[l];
-          if (I != J) /* its mirror image */
-            for (int c = 0; c < REGS * LANES; c++)
-              for (int r = 0; r < ROWS; r++)
-                out[I * padded * WIDTH + (J * WIDTH + j + c) * WIDTH + i + r] = result[r][c];
         }
   return total;
+}
+
+/* out = xᵀ y + yᵀ x in panels. */
+TARGET static NOINLINE void NAME(between)(const float *x, const float *y, int64_t length,
+                                          int64_t side, float *out) {
+  const int64_t panels = (side + WIDTH - 1) / WIDTH, padded = panels * WIDTH;
+  for (int64_t J = 0; J < panels; J++)
+    for (int64_t I = 0; I <= J; I++)
+      for (int64_t i = 0; i < WIDTH && I * WIDTH + i < side; i += ROWS)
+        for (int64_t j = 0; j < WIDTH && J * WIDTH + j < side; j += REGS * LANES) {
+          const int64_t a = I * length * WIDTH + i, b = J * length * WIDTH + j;
+          NAME(lanes) one[ROWS][REGS], other[ROWS][REGS];
+          float result[ROWS][REGS * LANES];
+          NAME(tile)(length, x + a, 1, WIDTH, y + b, one);
+          NAME(tile)(length, y + a, 1, WIDTH, x + b, other);
+          for (int r = 0; r < ROWS; r++)
+            for (int c = 0; c < REGS; c++) one[r][c] += other[r][c];
+          memcpy(result, one, sizeof result);
+          NAME(store)(out, padded, I, J, i, j, result);
+        }
 }
 
 /* c += sum, for the rows and columns of the tile that the matrix has. */
@@ -102,9 +127,9 @@ TARGET INLINE void NAME(add)(float *c, int64_t step, int64_t high, int64_t wide,
     for (int j = 0; j < REGS * LANES && j < wide; j++) c[i * step + j] += plain[i * REGS * LANES + j];
 }
 
-/* w += w p, in place: the rows of a tall matrix one after the other. */
-TARGET static NOINLINE void NAME(apply_tall)(float *w, int64_t n, int64_t k, const float *p,
-                                             float *rows) {
+/* to += w p, where `to` may be w: the rows of a tall matrix one after the other. */
+TARGET static NOINLINE void NAME(apply_tall)(const float *w, float *to, int64_t n, int64_t k,
+                                             const float *p, float *rows) {
   const int64_t panels = (k + WIDTH - 1) / WIDTH, padded = panels * WIDTH, pitch = k + 16;
   for (int64_t first = 0; first < n; first += TOGETHER) {
     const int64_t high = n - first < TOGETHER ? n - first : TOGETHER;
@@ -116,14 +141,14 @@ TARGET static NOINLINE void NAME(apply_tall)(float *w, int64_t n, int64_t k, con
         for (int64_t r = 0; r < high; r += ROWS) {
           NAME(lanes) sum[ROWS][REGS];
           NAME(tile)(k, rows + r * pitch, pitch, 1, p + J * padded * WIDTH + j, sum);
-          NAME(add)(w + (first + r) * k + J * WIDTH + j, k, high - r, k - J * WIDTH - j, sum);
+          NAME(add)(to + (first + r) * k + J * WIDTH + j, k, high - r, k - J * WIDTH - j, sum);
         }
   }
 }
 
-/* w += p w, in place: the columns of a wide matrix WIDTH at a time. */
-TARGET static NOINLINE void NAME(apply_wide)(float *w, int64_t n, int64_t k, const float *p,
-                                             float *columns) {
+/* to += p w, where `to` may be w: the columns of a wide matrix WIDTH at a time. */
+TARGET static NOINLINE void NAME(apply_wide)(const float *w, float *to, int64_t n, int64_t k,
+                                             const float *p, float *columns) {
   const int64_t padded = (n + WIDTH - 1) / WIDTH * WIDTH;
   for (int64_t first = 0; first < k; first += WIDTH) {
     const int64_t wide = k - first < WIDTH ? k - first : WIDTH;
@@ -135,7 +160,7 @@ TARGET static NOINLINE void NAME(apply_wide)(float *w, int64_t n, int64_t k, con
         NAME(lanes) sum[ROWS][REGS];
         const float *a = p + r / WIDTH * padded * WIDTH + r % WIDTH;
         NAME(tile)(n, a, 1, WIDTH, columns + j, sum);
-        NAME(add)(w + r * k + first + j, k, n - r, wide - j, sum);
+        NAME(add)(to + r * k + first + j, k, n - r, wide - j, sum);
       }
   }
 }

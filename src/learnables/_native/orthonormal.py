@@ -23,9 +23,12 @@ _scratch = threading.local()  # pages that are had once, not in every call
 def available() -> tuple[bool, str]:
     """Whether the kernel is there, and the file it is in or why it is not."""
     library, why = load("orthonormal")
-    if library is not None:
-        library.learnables_orthonormal_room.restype = ctypes.c_int64
-    return library is not None, why
+    if library is None:
+        return False, why
+    if not hasattr(library, "learnables_orthonormal_tangent"):  # a checkout that moved on
+        return False, f"{why} was built from an older orthonormal.c"
+    library.learnables_orthonormal_room.restype = ctypes.c_int64
+    return True, why
 
 
 def run_(
@@ -53,20 +56,14 @@ def run_(
     """
     library, _ = load("orthonormal")
     assert library is not None
-    n, k = tensors[0].shape[-2:]
-    pointers: list[int] = []
-    for x in tensors:
-        first = x.data_ptr()
-        pointers += range(first, first + 4 * x.numel(), 4 * n * k) if x.ndim > 2 else [first]
+    sizes, pointers = _sizes(tensors), _pointers(tensors)
     threads = max(1, min(threads, len(pointers)))
-    room = library.learnables_orthonormal_room(ctypes.c_int64(n), ctypes.c_int64(k))
     codes = torch.empty(len(pointers), dtype=torch.uint8)
     library.learnables_orthonormal(
         ctypes.c_int64(len(pointers)),
-        (ctypes.c_void_p * len(pointers))(*pointers),
-        ctypes.c_int64(n),
-        ctypes.c_int64(k),
-        ctypes.c_void_p(_room(threads * room).data_ptr()),
+        pointers,
+        *sizes,
+        ctypes.c_void_p(_room(threads * library.learnables_orthonormal_room(*sizes)).data_ptr()),
         ctypes.c_void_p(codes.data_ptr()),
         ctypes.c_double(near),
         ctypes.c_double(attainable),
@@ -76,6 +73,48 @@ def run_(
     )
     torch.autograd.graph.increment_version(tensors)
     return codes
+
+
+def to_tangent_(
+    tensors: Sequence[Tensor], gradients: Sequence[Tensor], *, threads: int, level: int = AVX512
+) -> None:
+    """Take the part across the set out of each gradient: ``G − W sym(WᵀG)``, in place.
+
+    Args:
+        tensors: What `run_` takes; only read.
+        gradients: As many of the same shapes, which are changed.
+        threads: How many threads at most, this one included.
+        level: The instruction set at most; for tests.
+    """
+    library, _ = load("orthonormal")
+    assert library is not None
+    sizes, pointers = _sizes(tensors), _pointers(tensors)
+    threads = max(1, min(threads, len(pointers)))
+    library.learnables_orthonormal_tangent(
+        ctypes.c_int64(len(pointers)),
+        pointers,
+        _pointers(gradients),
+        *sizes,
+        ctypes.c_void_p(_room(threads * library.learnables_orthonormal_room(*sizes)).data_ptr()),
+        ctypes.c_int(threads),
+        ctypes.c_int(level),
+    )
+    torch.autograd.graph.increment_version(gradients)
+
+
+def _sizes(tensors: Sequence[Tensor]) -> tuple[ctypes.c_int64, ctypes.c_int64]:
+    n, k = tensors[0].shape[-2:]
+    return ctypes.c_int64(n), ctypes.c_int64(k)
+
+
+def _pointers(tensors: Sequence[Tensor]) -> "ctypes.Array[ctypes.c_void_p]":
+    """Where each matrix of each tensor begins."""
+    n, k = tensors[0].shape[-2:]
+    found: list[int] = []
+    for x in tensors:
+        first = x.data_ptr()
+        found += range(first, first + 4 * x.numel(), 4 * n * k) if x.ndim > 2 else [first]
+    return (ctypes.c_void_p * len(found))(*found)
 
 
 def _room(size: int) -> Tensor:

@@ -212,6 +212,18 @@ class Set(ABC):
         """
         return None
 
+    def to_tangent_(self, xs: Sequence[Tensor], gradients: Sequence[Tensor]) -> bool:
+        """`tangent` in place, by a native kernel.
+
+        Args:
+            xs: What `enforce_` takes.
+            gradients: As many tensors of the same kind and shapes, which are changed.
+
+        Returns:
+            False where there is no kernel for them, and nothing was changed.
+        """
+        return False
+
     def accept(self, x: Tensor) -> None:
         """Refuse a tensor that cannot hold points of this set; its values are not looked at.
 

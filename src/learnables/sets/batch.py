@@ -242,13 +242,26 @@ class Group:
 
     def _to_tangent_(self, pairs: Iterable[tuple[Kept, Tensor | None]]) -> None:
         live = [(one, g) for one, g in pairs if isinstance(g, Tensor)]
-        if not live:
+        if not live or self._to_tangent_in_place_(live):
             return
         with full_precision(live[0][1].device):
             x, _ = self._stacked([one.parameter for one, _ in live])
             g, shapes = self._stacked([g for _, g in live], unit=0.0)
             tangent = self.constraint.set.tangent(x, g.to(x.dtype), **self._options)
             self._write_back_([g for _, g in live], tangent, shapes)
+
+    def _to_tangent_in_place_(self, live: Sequence[tuple[Kept, Tensor]]) -> bool:
+        """Whether a native kernel did it where the gradients lie."""
+        if self.placing != "here" or self._padded is not None:
+            return False
+        xs = [self.constraint.points(local(one.parameter).detach()) for one, _ in live]
+        gs = [self.constraint.points(local(g).detach()) for _, g in live]
+        if not all(map(may_be_written, (*xs, *gs))):
+            return False
+        is_there = all(
+            local(g).data_ptr() == x.data_ptr() for (_, g), x in zip(live, gs, strict=True)
+        )
+        return is_there and self.constraint.set.to_tangent_(xs, gs)
 
     def _may_skip(self, batch: Tensor) -> bool:
         lazy, of = self.constraint.lazy, self.constraint.set

@@ -117,6 +117,11 @@ class _Tangent(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         constraint: Constraint = ctx.constraint
         wide = computing_dtype(x.dtype)
+        points = constraint.points(x)
+        if can_look(x) and may_be_written(points) and g.dtype == x.dtype:
+            tangent = constraint.points(g).clone(memory_format=torch.contiguous_format)
+            if may_be_written(tangent) and constraint.set.to_tangent_([points], [tangent]):
+                return constraint.back(tangent, x.shape), None
         with full_precision(x.device):
             tangent = constraint.set.tangent(
                 constraint.points(x).to(wide), constraint.points(g).to(wide)

@@ -73,13 +73,10 @@ def orthonormalise_(xs: Sequence[Tensor]) -> Tensor | None:
         A status for each matrix, one tensor after the other; None without the kernel, or where
         torch's own products are faster.
     """
+    if not _pays(xs):
+        return None
     n, k = xs[0].shape[-2:]
     threads = torch.get_num_threads()
-    count = sum(x.numel() for x in xs) // (n * k)
-    if not (native.available()[0] and n * k <= native.LARGEST and count):
-        return None
-    if threads > count and min(n, k) >= _MATRIX_A_THREAD:
-        return None
     goal, attainable = promised(min(n, k), torch.float32), reach(min(n, k), torch.float32)
     status = native.run_(xs, near=_NEAR, attainable=attainable, goal=goal, threads=threads)
     if int(status.max()) >= native.FAR:
@@ -89,6 +86,23 @@ def orthonormalise_(xs: Sequence[Tensor]) -> Tensor | None:
         for i, value in zip(far, values, strict=True):
             matrices[i].copy_(value)
     return status
+
+
+def to_tangent_(xs: Sequence[Tensor], gradients: Sequence[Tensor]) -> bool:
+    """``G − W sym(WᴴG)`` in place for many fp32 matrices of one shape; False without the kernel."""
+    if not _pays(xs):
+        return False
+    native.to_tangent_(xs, gradients, threads=torch.get_num_threads())
+    return True
+
+
+def _pays(xs: Sequence[Tensor]) -> bool:
+    """Whether the kernel is there and faster; a few large matrices get all threads from torch."""
+    n, k = xs[0].shape[-2:]
+    count = sum(x.numel() for x in xs) // (n * k)
+    if not (native.available()[0] and n * k <= native.LARGEST and count):
+        return False
+    return torch.get_num_threads() <= count or min(n, k) < _MATRIX_A_THREAD
 
 
 def _is_native(x: Tensor) -> bool:

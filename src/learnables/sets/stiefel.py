@@ -84,6 +84,10 @@ class Stiefel(Set):
         """`polar.orthonormalise_`: each matrix where it lies."""
         return polar.orthonormalise_(xs)
 
+    def to_tangent_(self, xs: Sequence[Tensor], gradients: Sequence[Tensor]) -> bool:
+        """`polar.to_tangent_`: each gradient where it lies."""
+        return polar.to_tangent_(xs, gradients)
+
     def estimate(
         self, x: Tensor, generator: torch.Generator, total: polar.Total | None = None
     ) -> Tensor:
