@@ -200,6 +200,17 @@ static int below(const int64_t *values, int64_t n, int64_t limit) {
   return good;
 }
 
+/* Whether the blocks by columns are those by rows, for tensors that are in range each by itself. */
+static int same_blocks(const job *it) {
+  for (int64_t c = 0; c < it->C; c++)
+    for (int64_t j = it->column_starts[c]; j < it->column_starts[c + 1]; j++) {
+      const int64_t r = it->rows[j], e = it->order[j];
+      if (it->columns[e] != c || e < it->row_starts[r] || e >= it->row_starts[r + 1]) return 0;
+      if (j > it->column_starts[c] && it->rows[j - 1] >= r) return 0;
+    }
+  return 1;
+}
+
 __attribute__((visibility("default"))) int learnables_block_sparse(
     int which, int kind, int level, int threads, int64_t samples, int64_t out, int64_t in,
     int64_t p, int64_t q, int64_t E, const int64_t *row_starts, const int64_t *columns,
@@ -211,7 +222,7 @@ __attribute__((visibility("default"))) int learnables_block_sparse(
                weight,  bias,    y};
   if (!ascends(row_starts, w.it.R, E) || !below(columns, E, w.it.C)) return BAD_INDEX;
   if (which == TRANSPOSED && (!ascends(column_starts, w.it.C, E) || !below(rows, E, w.it.R) ||
-                              !below(order, E, E)))
+                              !below(order, E, E) || !same_blocks(&w.it)))
     return BAD_INDEX;
   w.kernel = choose((enum kind)kind, level, which == PRODUCT ? p : q);
   if (!w.kernel.product) return NO_KERNEL;
