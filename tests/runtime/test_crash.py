@@ -150,7 +150,7 @@ def test_the_writing_one_of_two_ranks_is_killed(tmp_path, sharded):
     ranks = TwoRanks(tmp_path, sharded=sharded)
     ln.save_checkpoint(ranks.path, *build(1), step=1)
     last = survives(ranks, 10**9).calls
-    for call in range(last, 1, -max(1, last // 5)):
+    for call in range(last, 1, -max(1, last // (3 if sharded else 5))):
         survives(ranks, call)
 
 

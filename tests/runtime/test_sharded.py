@@ -20,7 +20,8 @@ import learnables as ln
 from learnables.cli import app
 from learnables.errors import CheckpointError
 from learnables.runtime import sharded
-from learnables.runtime.checkpoint import read_checkpoint
+from learnables.runtime.checkpoint import open_checkpoint, read_checkpoint
+from learnables.runtime.restoring import restore
 from learnables.runtime.untrusted import read_meta
 
 
@@ -178,6 +179,18 @@ def a_missing_or_damaged_part_is_refused_on_every_rank_and_nothing_is_loaded(fol
     same(before, wholes(model, optimizer))
 
 
+def a_part_that_vanishes_while_it_is_read_is_told_on_every_rank(folder):
+    model, optimizer, path = saved(folder)
+    (parts,) = folder.glob("c.safetensors.shards-*")
+    opened = open_checkpoint(path)
+    dist.barrier()
+    if dist.get_rank() == 0:
+        sorted(parts.iterdir())[1].unlink()
+    dist.barrier()
+    with pytest.raises(CheckpointError, match="not as they were written"):
+        restore(opened, model, optimizer)
+
+
 def a_folder_of_another_checkpoint_does_not_fit(folder):
     _, _, path = saved(folder)
     model, optimizer, other = saved(folder, "d.safetensors")
@@ -246,6 +259,7 @@ CHECKS = [
     the_file_of_before_stays_until_the_new_one_is_there,
     a_rank_that_cannot_write_is_named_on_all_and_nothing_changes,
     a_missing_or_damaged_part_is_refused_on_every_rank_and_nothing_is_loaded,
+    a_part_that_vanishes_while_it_is_read_is_told_on_every_rank,
     a_folder_of_another_checkpoint_does_not_fit,
     the_last_few_are_kept_with_their_parts,
     renamed_and_partial_loads_read_only_what_they_need,

@@ -174,6 +174,7 @@ class Shards:
             CheckpointError: A file is missing or damaged, or the files do not hold the whole; where
                 ``together``, on all ranks alike.
         """
+        from torch.distributed.checkpoint.api import CheckpointException
         from torch.distributed.checkpoint.state_dict_loader import load
 
         together = together and rank_and_world()[1] > 1
@@ -181,7 +182,10 @@ class Shards:
         made = {key: _room_for(self.places[key], like) for key, like in likes.items()}
         with warnings.catch_warnings():  # that without a group one process is meant
             warnings.filterwarnings("ignore", ".*assuming the intent is to load in a single proc")
-            load(dict(made), storage_reader=self._reader(), no_dist=not together)
+            try:
+                load(dict(made), storage_reader=self._reader(), no_dist=not together)
+            except CheckpointException as error:  # raised on all ranks, and no Exception
+                self._refuse(" ".join(str(error).split())[:500])
         return made
 
     def verify(self, *, together: bool) -> None:

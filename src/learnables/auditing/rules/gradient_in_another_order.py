@@ -107,6 +107,8 @@ def _differs(x: Tensor, looks: tuple[Look, ...]) -> bool:
 
 
 def _is_another_order(x: Tensor, strides: tuple[int, ...]) -> bool:
+    if len(strides) != x.ndim:  # the parameter has got another shape since
+        return False
     pairs = zip(x.shape, strides, x.stride(), strict=True)
     return any(size > 1 and a != b for size, a, b in pairs)
 
