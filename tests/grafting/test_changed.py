@@ -239,3 +239,16 @@ def test_a_tensor_in_the_place_of_the_parameter_is_changed_too():
     torch.testing.assert_close(
         model(x), F.linear(x, weight * 2 + model.delta.a @ model.delta.b).tanh()
     )
+
+
+@pytest.mark.parametrize("at", ["linear1.weight", "self_attn.in_proj_weight", "norm1.weight"])
+def test_the_fused_path_of_torch_sees_the_change(at):
+    model, x = Stack(), torch.randn(2, 5, 3)
+    shape = model.get_parameter(f"blocks.0.{at}").shape
+    before = model(x)
+    ln.graft(model, "delta", ln.nn.LowRankDelta(*shape), f"blocks.0.{at}")
+    nn.init.normal_(model.delta.up)
+    wanted = model.train()(x)
+    assert not torch.equal(wanted, before)
+    with torch.inference_mode():  # here torch multiplies all of a layer in one kernel
+        torch.testing.assert_close(model.eval()(x), wanted)

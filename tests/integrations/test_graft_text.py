@@ -192,6 +192,8 @@ def test_what_a_decoder_cannot_count_is_refused():
     cache = StaticCache(model.config, max_cache_len=32)
     with pytest.raises(LearnablesError, match="DynamicCache"):
         model(ids, past_key_values=cache)
+    with pytest.raises(LearnablesError, match="causal attention"):
+        ln.graft(model, "bias", ln.nn.RelativeBias((1, 7), 3), at="transformer.h.0.attn")
     with pytest.raises(LearnablesError, match="in front of all layers"):
         ln.graft(model, "more", ln.nn.Prompts(3, 48), at="transformer.h.1")
 

@@ -334,6 +334,13 @@ def _check_bias(made: Graft, anatomy: Anatomy | None) -> None:
                 found=f"{type(module).__qualname__}({', '.join(hooks.arguments_of(module))})",
                 wanted="attention whose forward takes attention_mask, or attn_mask as timm's",
             )
+        if any(getattr(inner, "is_causal", False) is True for inner in module.modules()):
+            raise LearnablesError(
+                "causal attention hides the future only where it is given no mask",
+                where=made.name,
+                found=f"{type(module).__qualname__} with is_causal=True",
+                wanted="attention that sees all tokens",
+            )
     ours = int(getattr(made.component, "prefix", 0))
     if anatomy and ours != anatomy.prefix:
         raise ShapeError(
