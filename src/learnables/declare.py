@@ -356,6 +356,8 @@ def _cast(param: Tensor, dtype: torch.dtype, compiling: bool) -> Tensor:
 def _to(param: Tensor, dtype: torch.dtype, compiling: bool) -> Tensor:
     if param.dtype.itemsize > 1 and (compiling or gradient_dtype(param) == param.dtype):
         return param.to(dtype)
+    if not compiling and param.requires_grad and gradient_dtype(param) == param.dtype:
+        keep_gradient_in(param, torch.float32)  # a copy has forgotten it
     value: Tensor = _CastOneWay.apply(param, dtype)  # type: ignore[no-untyped-call]
     return value
 

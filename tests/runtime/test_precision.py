@@ -211,7 +211,7 @@ def test_a_parameter_in_eight_bits_trains(dtype) -> None:
         def forward(self):
             return (self.w - wanted).square().sum()
 
-    model = Eight()
+    model = copy.deepcopy(Eight())
     optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
     handle = ln.attach(model, optimizer)
     for _ in range(300):
@@ -224,6 +224,23 @@ def test_a_parameter_in_eight_bits_trains(dtype) -> None:
     unit = 2.0 ** -(3 if dtype is torch.float8_e4m3fn else 2)
     torch.testing.assert_close(model.w.detach().float(), wanted, rtol=unit, atol=2**-9)
     assert list(handle.full_precision()) == ["w"]
+
+
+def test_a_copy_in_eight_bits_gets_its_gradient_in_float32_without_attach() -> None:
+    class Eight(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.w = ln.parameter(
+                torch.ones(4), dtype=torch.float8_e4m3fn, compute_dtype=torch.float32
+            )
+
+        def forward(self, x):
+            return (self.w * x).sum()
+
+    made = copy.deepcopy(Eight())
+    x = torch.tensor([1.001, 1000.0, 3.0, 1e-6])  # 8 bits have none of these
+    made(x).backward()
+    torch.testing.assert_close(made.w.grad, x, rtol=0, atol=0)
 
 
 def island() -> nn.Module:

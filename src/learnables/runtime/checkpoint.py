@@ -37,7 +37,15 @@ _TRIES = 10  # of a file that a training replaces while it is read: header and t
 # How a step is computed, not what it computes: the optimizer that loads keeps its own choice.
 _IMPLEMENTATION = ("foreach", "fused", "capturable", "differentiable")
 # What was declared about a parameter and tells at a resume that the code has changed.
-_COMPARED = ("weight_decay", "lr_scale", "compute_dtype", "memory_format", "constraint")
+_COMPARED = (
+    "weight_decay",
+    "lr_scale",
+    "storage_dtype",
+    "compute_dtype",
+    "rounding",
+    "memory_format",
+    "constraint",
+)
 
 
 class Stateful(Protocol):

@@ -103,9 +103,8 @@ def _half_unit(x: Tensor, mantissa: int) -> Tensor:
     """Half the distance to the neighbour toward 0; less cannot be taken away from ``x``."""
     fraction, exponent = torch.frexp(x.float())
     power = exponent - 2 - mantissa - (fraction.abs() == 0.5).int()
-    return torch.where(
-        x.float() == 0, 0.0, torch.ldexp(torch.ones(x.shape), power.cpu()).to(x.device)
-    )
+    units = torch.ldexp(torch.ones(x.shape, device=x.device), power)
+    return torch.where(x.float() == 0, 0.0, units)
 
 
 def _largest_step(evidence: Evidence, entry: Entry, look: Look) -> float:
