@@ -17,6 +17,7 @@ import numpy as np
 from learnables.errors import RunError
 from learnables.watching.alarm import Alarm
 from learnables.watching.encoding import Array, unpack
+from learnables.watching.notebook import table
 from learnables.watching.observation import Observation, from_arrays
 from learnables.watching.schema import APPLICATION_ID, COLUMNS, VERSION, checksum
 from learnables.watching.store import newest
@@ -138,6 +139,10 @@ class Run:
         """The run's folder, and the file where it is not the first."""
         folder = self.path.absolute().parent.name
         return folder if self.path.stem == "run" else f"{folder}/{self.path.stem}"
+
+    def _repr_html_(self) -> str:
+        """What is wrong, and one row per parameter, for notebooks."""
+        return table(self)
 
     @cached_property
     def parameters(self) -> tuple[Described, ...]:

@@ -1,8 +1,7 @@
 """A run in a terminal: its state in one screen, drawn again as it goes on."""
 
-import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,34 +10,11 @@ import numpy as np
 from learnables.errors import LearnablesError
 from learnables.watching.run import Run, Series
 from learnables.watching.sinks.escape import visible
+from learnables.watching.spark import spark
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.text import Text
-
-_BLOCKS = "▁▂▃▄▅▆▇█"
-
-
-def spark(values: Sequence[float], width: int = 24, log: bool = False) -> str:
-    """Numbers as a row of blocks; gaps where they are not finite.
-
-    Example:
-        >>> spark([0, 1, 2, 3], width=4)
-        '▁▃▆█'
-    """
-    if not len(values):
-        return ""
-    groups = np.array_split(np.asarray(values, float), min(width, len(values)))
-    points = np.array([g[np.isfinite(g)].max(initial=-math.inf) for g in groups])
-    if log:
-        points = np.where(points > 0, np.log(np.maximum(points, 1e-300)), -math.inf)
-    known = points[np.isfinite(points)]
-    if not len(known):
-        return " " * len(points)
-    low, span = known.min(), max(known.max() - known.min(), 1e-12)
-    return "".join(
-        _BLOCKS[round((p - low) / span * 7)] if math.isfinite(p) else " " for p in points
-    )
 
 
 def screen(run: Run, rows: int = 20) -> "RenderableType":
