@@ -63,6 +63,25 @@ def test_leading_dimensions_are_samples(shape) -> None:
     torch.testing.assert_close(block_sparse_linear(strided, weight, layout), wanted)
 
 
+@pytest.mark.parametrize("samples", [1, 8, 32, 33, 512, 8192])
+@pytest.mark.parametrize("block", [8, (16, 32), 64, 128])
+def test_every_size_of_batch_and_block_gives_the_dense_result(samples, block, by) -> None:
+    p, q = (block, block) if isinstance(block, int) else block
+    layout = Layout(200, 264, block, random(-(-200 // p), -(-264 // q), 0.4))
+    weight, x = torch.randn(layout.weight_shape), torch.randn(samples, 264)
+    if layout.edge_mask is not None:
+        weight *= layout.edge_mask
+    leaves = [weight.requires_grad_(), x.requires_grad_()]
+    ours = block_sparse_linear(x, weight, layout)
+    theirs = F.linear(x, by_slices(weight, layout))
+    close = {"rtol": 1e-4, "atol": 1e-4 * samples**0.5}
+    torch.testing.assert_close(ours, theirs, **close)
+    g = torch.randn_like(ours)
+    torch.testing.assert_close(
+        torch.autograd.grad(ours, leaves, g), torch.autograd.grad(theirs, leaves, g), **close
+    )
+
+
 @pytest.mark.parametrize("call", ["product", "transposed", "sampled"])
 def test_operators_keep_torchs_contract(call) -> None:
     layout = Layout(64, 96, 16, random(4, 6, 0.4))
