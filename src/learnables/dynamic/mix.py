@@ -149,7 +149,7 @@ def _chunked(h: Tensor, bank: Tensor, x: Tensor) -> Tensor:
         return y
     y = x.new_zeros(B, T, O, dtype=_wide(x))
     for part in _pieces(I, chunk_of(B, I, O)):
-        weight = (h @ flat[:, part.start * O : part.stop * O]).view(B, -1, O)
+        weight = (h @ flat[:, part.start * O : part.stop * O]).view(B, part.stop - part.start, O)
         if y.dtype == x.dtype:
             y.baddbmm_(x[:, :, part], weight)
         else:
@@ -169,7 +169,7 @@ def _chunked_gradients(
     for part in _pieces(I, chunk_of(B, I, O)):
         flat_part = slice(part.start * O, part.stop * O)
         if gx.numel():
-            weight = (h @ flat[:, flat_part]).view(B, -1, O)
+            weight = (h @ flat[:, flat_part]).view(B, part.stop - part.start, O)
             gx[:, :, part] = torch.bmm(g, weight.mT)
         if not gh.numel() and not gbank.numel():
             continue
