@@ -133,3 +133,31 @@ def test_three_launches_whatever_the_number_of_tensors() -> None:
         e for e in profile.events() if e.device_type.name == "CUDA" and "Memcpy" not in e.name
     ]
     assert len(launches) <= 3, [e.name for e in launches]
+
+
+class Counted:
+    """A kernel that counts how often it is launched."""
+
+    def __init__(self, kernel):
+        self.kernel, self.launches = kernel, 0
+
+    def __getitem__(self, grid):
+        launch = self.kernel[grid]
+
+        def launched(*args, **kwargs):
+            self.launches += 1
+            return launch(*args, **kwargs)
+
+        return launched
+
+
+@pytest.mark.parametrize("histogram", [True, False])
+@pytest.mark.parametrize("number", [1, 50])
+def test_two_kernels_are_launched_once_each(number: int, histogram: bool, monkeypatch) -> None:
+    """The third launch on a GPU is that of torch, which empties the histogram."""
+    kernels = [Counted(statistics_triton._look), Counted(statistics_triton._add_up)]
+    monkeypatch.setattr(statistics_triton, "_look", kernels[0])
+    monkeypatch.setattr(statistics_triton, "_add_up", kernels[1])
+    arrays = [torch.randn(10 + n).to(DTYPES[n % 4]).to(DEVICE) for n in range(number)]
+    statistics_triton.run(arrays, histogram)
+    assert [kernel.launches for kernel in kernels] == [1, 1]

@@ -6,6 +6,7 @@ from torch import nn
 
 import learnables as ln
 from learnables.watching import Run
+from learnables.watching.spark import spark
 
 NASTY = "<img src=x onerror=alert(1)>"
 
@@ -72,3 +73,8 @@ def test_a_run_without_looks_is_shown_too(tmp_path):
     with ln.watch(model, torch.optim.SGD(model.parameters(), lr=0.1), to=tmp_path):
         pass
     assert "0 looks at 2 parameters" in Run(tmp_path)._repr_html_()
+
+
+def test_a_row_of_blocks_does_not_draw_rounding():
+    assert spark([1.0, 1 - 6e-8, 1.0], width=3) == "▁▁▁"
+    assert spark([0.0, math.nan, 1.0, math.inf], width=4) == "▁ █ "

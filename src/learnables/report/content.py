@@ -188,13 +188,10 @@ def _mark_rows(page: Content) -> None:
 def _add_facts(page: Content, run: Run) -> None:
     started = float(run.meta.get("started", 0.0))
     last = max((o.time for o in run.observations), default=started)
-    done = run.meta.get("steps")  # which the writer says at its end
-    steps = max((o.step for o in run.observations), default=0)
-    steps = max(steps, done if isinstance(done, int) else 0)
     page.facts = [
         ("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(started))),
         ("ran for", _duration(last - started)),
-        ("steps", f"{steps:,}".replace(",", " ")),
+        ("steps", f"{run.steps:,}".replace(",", " ")),
         ("parameters", f"{len(run.parameters)} ({_count(sum(p.numel for p in run.parameters))})"),
         ("looks", str(len(run.observations))),
     ]

@@ -140,6 +140,13 @@ class Run:
         folder = self.path.absolute().parent.name
         return folder if self.path.stem == "run" else f"{folder}/{self.path.stem}"
 
+    @property
+    def steps(self) -> int:
+        """Optimizer steps that it has done, as far as it has told: at its end, and at each look."""
+        told = self.meta.get("steps")
+        seen = max((o.step for o in self.observations), default=0)
+        return max(seen, told) if isinstance(told, int) else seen
+
     def _repr_html_(self) -> str:
         """What is wrong, and one row per parameter, for notebooks."""
         return table(self)

@@ -24,7 +24,8 @@ def spark(values: Sequence[float], width: int = 24, log: bool = False) -> str:
     known = points[np.isfinite(points)]
     if not len(known):
         return " " * len(points)
-    low, span = known.min(), max(known.max() - known.min(), 1e-12)
+    low = known.min()
+    span = max(known.max() - low, 1e-5 * np.abs(known).max(), 1e-12)  # rounding is no curve
     return "".join(
         _BLOCKS[round((p - low) / span * 7)] if math.isfinite(p) else " " for p in points
     )

@@ -30,7 +30,7 @@ def screen(run: Run, rows: int = 20) -> "RenderableType":
 
     last = run.observations[-1] if run.observations else None
     head = Text(visible(run.name), style="bold")
-    head.append(f"   step {last.step if last else 0}, {len(run.observations)} looks", style="dim")
+    head.append(f"   step {run.steps}, {len(run.observations)} looks", style="dim")
     parts: list[RenderableType] = [head]
     for alarm in run.alarms[-5:]:
         style = "bold red" if alarm.severity == "error" else "yellow"
@@ -104,7 +104,7 @@ def table_of_runs(folders: Iterable[Path]) -> "RenderableType":
     for folder in folders:
         try:
             run = Run(folder)
-            steps = max([o.step for o in run.observations] or [0])
+            steps = run.steps
         except LearnablesError as error:
             table.add_row(Text(visible(str(folder))), "", "", "", "", Text(error.what, style="red"))
             continue
