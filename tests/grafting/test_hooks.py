@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 import learnables as ln
 from learnables.errors import LearnablesError
-from learnables.grafting.hooks import AddBias, Strip, Widen
+from learnables.grafting.hooks import AddBias, Strip, Widen, mask_of
 
 tokens = st.integers(2, 6)
 counts = st.integers(1, 3)
@@ -79,3 +79,18 @@ def test_a_bias_skips_the_tokens_that_were_put_in(inserted):
 def test_a_mask_that_is_no_tensor_is_refused():
     with pytest.raises(LearnablesError, match=r"cannot be widened[\s\S]*object"):
         widen(0, 1)(nn.Identity(), (torch.zeros(1, 2, 3), object()), {})
+
+
+class Own(nn.Module):
+    def forward(self, x, attn_mask=None):
+        return x
+
+
+def test_booleans_that_may_mean_either_are_refused():
+    hook = Widen(0, 1, *mask_of(Own()))
+    mask = torch.ones(2, 2, dtype=torch.bool)[None]
+    with pytest.raises(LearnablesError, match="visible or hidden"):
+        hook(Own(), (torch.zeros(1, 2, 3),), {"attn_mask": mask})
+    _, kwargs = hook(Own(), (torch.zeros(1, 2, 3),), {"attn_mask": torch.zeros(1, 2, 2)})
+    assert kwargs["attn_mask"].shape == (1, 3, 3)
+    assert mask_of(nn.MultiheadAttention(2, 1)) is None

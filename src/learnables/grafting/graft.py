@@ -213,23 +213,7 @@ def graft(
             wanted=", ".join(map(repr, get_args(Where))),
         )
     where = where or _usual(model, component, at)
-    tokens = getattr(component, "tokens", None)
-    if where == "tokens" and not (isinstance(tokens, Tensor) and tokens.ndim == 3):
-        raise ShapeError(
-            "a component without tokens cannot be put in as tokens",
-            where=name,
-            found=type(component).__qualname__,
-            wanted="a parameter `tokens` of shape (1, P, D) or (L, P, D)",
-            mend="where='input' or where='output'",
-        )
-    if where == "bias" and not callable(getattr(component, "bias", None)):
-        raise ShapeError(
-            "a component without a bias cannot be added to attention",
-            where=name,
-            found=type(component).__qualname__,
-            wanted="a method `bias()` that returns (H, N, N), as RelativeBias has",
-            mend="where='input' or where='output'",
-        )
+    _check_kind(name, component, where)
     anatomy = None
     if at is None:
         anatomy = anatomy_of(model)
@@ -252,6 +236,26 @@ def graft(
     _install(made, anatomy)
     _count_tokens(grafts_of(model))
     return made
+
+
+def _check_kind(name: str, component: nn.Module, where: Where) -> None:
+    tokens = getattr(component, "tokens", None)
+    if where == "tokens" and not (isinstance(tokens, Tensor) and tokens.ndim == 3):
+        raise ShapeError(
+            "a component without tokens cannot be put in as tokens",
+            where=name,
+            found=type(component).__qualname__,
+            wanted="a parameter `tokens` of shape (1, P, D) or (L, P, D)",
+            mend="where='input' or where='output'",
+        )
+    if where == "bias" and not callable(getattr(component, "bias", None)):
+        raise ShapeError(
+            "a component without a bias cannot be added to attention",
+            where=name,
+            found=type(component).__qualname__,
+            wanted="a method `bias()` that returns (H, N, N), as RelativeBias has",
+            mend="where='input' or where='output'",
+        )
 
 
 def _usual(model: nn.Module, component: nn.Module, at: str | Sequence[str] | None) -> Where:

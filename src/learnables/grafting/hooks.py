@@ -117,7 +117,7 @@ class Widen:
         """Called by torch before the forward; returns what the forward gets.
 
         Raises:
-            LearnablesError: The mask is no tensor.
+            LearnablesError: The mask is no tensor, or what True means in it is not known.
         """
         mask = _given(args, kwargs, self.keyword, self.place)
         if mask is None:
@@ -130,6 +130,7 @@ class Widen:
                 wanted="a tensor (B, N), (B, 1, N, N) or None",
                 mend="model.set_attn_implementation('sdpa')",
             )
+        _refuse_unclear(module, self.keyword, mask)
         return _with(args, kwargs, self.keyword, self.place, self.wider(mask))
 
     def wider(self, mask: Tensor) -> Tensor:
@@ -145,7 +146,7 @@ class Widen:
 def mask_of(module: nn.Module) -> tuple[str, int] | None:
     """Name and place of the mask of attention among the arguments of ``module``'s forward.
 
-    ``attn_mask`` of torch's own modules means the contrary of timm's; only timm's is known.
+    None for torch's own modules, whose masks are bound to what else they are given.
     """
     names = arguments_of(module)
     theirs = type(module).__module__.startswith("torch.")
@@ -153,6 +154,19 @@ def mask_of(module: nn.Module) -> tuple[str, int] | None:
         if keyword in names and not theirs:
             return keyword, names.index(keyword)
     return None
+
+
+def _refuse_unclear(module: nn.Module, keyword: str, mask: Tensor) -> None:
+    # True is visible in timm's attn_mask, as in scaled_dot_product_attention, and hidden in that of
+    # nn.MultiheadAttention; in a module of somebody's own it may be either.
+    timms = type(module).__module__.startswith("timm.")
+    if keyword == "attn_mask" and mask.dtype == torch.bool and not timms:
+        raise LearnablesError(
+            "True may mean visible or hidden in this mask",
+            where=keyword,
+            found=f"a mask of booleans for {type(module).__qualname__}",
+            wanted="a mask that is added to the logits: 0 is visible, −inf hidden",
+        )
 
 
 def arguments_of(module: nn.Module) -> tuple[str, ...]:
@@ -197,6 +211,7 @@ class AddBias:
         bias = bias.to(x.dtype)[None]  # (1, H, N, N)
         mask = _given(args, kwargs, self.keyword, self.place)
         if mask is not None and mask.dtype == torch.bool:
+            _refuse_unclear(module, self.keyword, mask)
             bias = bias.masked_fill(~mask, float("-inf"))
         elif mask is not None:
             bias = bias + mask
