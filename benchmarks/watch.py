@@ -205,7 +205,7 @@ def against(these: list[float], those: list[float]) -> dict[str, float]:
 def table(cost: dict[str, Any], words: dict[str, str]) -> list[str]:
     every = cost["chosen_interval"] or cost["steps"]
     head = "| | {mean} | {upper} | {wall} | {looks} |".format(**words)
-    lines = [head, "|---|---|---|---|---|"]
+    lines = [words["intro"], "", head, "|---|---|---|---|---|"]
     for row in cost["rows"]:
         name = words.get(row["name"], row["name"])
         cpu, wall = row["cpu"], row["wall"]
@@ -221,6 +221,10 @@ def table(cost: dict[str, Any], words: dict[str, str]) -> list[str]:
 
 
 ENGLISH = {
+    "intro": (
+        "What is left to see on a clock is measured on the loop of `learnables train vit` itself "
+        "(`python benchmarks/watch.py`):"
+    ),
     "mean": "mean slowdown, CPU time",
     "upper": "95 % upper bound",
     "wall": "mean slowdown, wall clock",
@@ -237,6 +241,10 @@ ENGLISH = {
     ),
 }
 CHINESE = {
+    "intro": (
+        "钟表上还能看出多少，是在 `learnables train vit` 自己的训练循环上量的"
+        "（`python benchmarks/watch.py`）："
+    ),
     "mean": "平均减速（CPU 时间）",
     "upper": "95 % 上界",
     "wall": "平均减速（墙钟）",

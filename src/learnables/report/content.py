@@ -201,7 +201,8 @@ def _add_facts(page: Content, run: Run) -> None:
     skips = sum(o.skips for o in run.observations)
     if skips:
         page.facts.append(("skipped steps", str(skips)))
-    looks = f"No alarm in {len(run.observations)} looks."
+    number = len(run.observations)
+    looks = f"No alarm in {number} look{'s' * (number != 1)}."
     page.clean = f"{page.clean} {looks}".strip()
 
 
