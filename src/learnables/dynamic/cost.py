@@ -7,7 +7,7 @@ FORMS = ("materialised", "chunked", "reassociated")
 """The ways to compute the same thing; see `learnables.dynamic.mix`."""
 
 # Nanoseconds of one core of an AMD EPYC with AVX-512 for one unit of each of `work`, forward and
-# backward together. Fitted by least squares of relative errors to benchmarks/dynamic.py --fit. Only
+# backward together. Fitted by `benchmarks/dynamic.py --fit`, least squares of relative errors. Only
 # their ratios decide; those hold on other machines as far as arithmetic and memory grow alike.
 _COST = {
     "materialised": {
