@@ -567,3 +567,29 @@ def ddp_parameters(module: nn.Module) -> list[Tensor] | None:
         return None
     found: list[Tensor] = list(module._module_parameters)
     return found
+
+
+def sharding_groups(
+    root: nn.Module,
+) -> list[tuple[tuple[nn.Module, ...], list[tuple[int, nn.Module, str]]]]:
+    """The groups that FSDP2 gathers one at a time.
+
+    Returns:
+        For each group its modules, within whose forward it is whole, and its parameters: a number
+        that says which Parameter it was before sharding, its owner and its name in there.
+    """
+    groups = []
+    seen: set[int] = set()
+    for module in root.modules():
+        ask: Any = getattr(module, "_get_fsdp_state", None)
+        state = ask() if ask is not None else None
+        if state is None or id(state) in seen:
+            continue
+        seen.add(id(state))
+        held = [
+            (getattr(p, "_orig_param_uid", id(p)), p._module_info.module, p._module_info.param_name)
+            for group in state._fsdp_param_groups
+            for p in group.fsdp_params
+        ]
+        groups.append((tuple(state._modules), held))
+    return groups

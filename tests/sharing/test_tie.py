@@ -6,6 +6,7 @@ import pickle
 import pytest
 import safetensors.torch
 import torch
+from tests.gloo import one_process_group
 from torch import nn
 
 import learnables as ln
@@ -296,3 +297,24 @@ def test_a_transposed_target_follows_a_parametrized_source() -> None:
     assert torch.equal(model.decode.weight, model.encode.weight.mT)
     model(torch.randn(2, 4)).sum().backward()
     assert model.encode.parametrizations.weight.original.grad is not None
+
+
+@pytest.mark.parametrize("transpose", [False, True])
+def test_a_tie_that_is_sharded_in_two_groups_is_found_before_it_raises(transpose) -> None:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    def codes(*groups: list[str]) -> list[str]:
+        model = Coder()
+        ln.tie(model, "decode.weight", "encode.weight", transpose)
+        for group in groups:
+            fully_shard([getattr(model, name) for name in group], mesh=mesh)
+        report = ln.audit(fully_shard(model, mesh=mesh))
+        assert all(f.where == ["encode.weight", "decode.weight"] for f in report.findings)
+        return report.codes
+
+    with one_process_group():
+        mesh = init_device_mesh("cpu", (1,))
+        assert "LRN906" in codes(["encode"], ["decode"])
+        assert "LRN906" not in codes(["encode", "decode"])
+        assert "LRN906" not in codes()
