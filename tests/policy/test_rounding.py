@@ -403,6 +403,40 @@ def test_a_step_that_raises_leaves_all_as_it_was() -> None:
     )
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_empty_and_0_dim_parameters_and_those_with_gaps_are_stepped(mode) -> None:
+    model = nn.Module()
+    model.empty = nn.Parameter(torch.empty(0, 3, dtype=BF16))
+    model.scalar = nn.Parameter(torch.tensor(1.0, dtype=BF16))
+    model.gaps = nn.Parameter(torch.ones(4, 6, dtype=BF16)[:, ::2])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    ln.attach(model, optimizer, rounding=mode)
+    for _ in range(3):
+        for p in model.parameters():
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    torch.testing.assert_close(model.scalar.float().item(), 0.7, rtol=0.03, atol=0)
+    torch.testing.assert_close(
+        model.gaps.detach().float(), torch.full((4, 3), 0.7), rtol=0.03, atol=0
+    )
+    assert (model.gaps._base is None) or (model.gaps._base[:, 1::2] == 1).all()
+
+
+@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.SparseAdam])
+def test_sparse_gradients_of_an_embedding_are_taken(make) -> None:
+    table = nn.Embedding(10, 4, sparse=True).to(BF16)
+    nn.init.ones_(table.weight)
+    optimizer = make(table.parameters(), lr=1e-3)
+    handle = ln.attach(table, optimizer, rounding="kahan")
+    for _ in range(4):
+        optimizer.zero_grad()
+        table(torch.tensor([1, 3])).float().sum().backward()
+        optimizer.step()
+    full = handle.full_precision()["weight"]
+    assert (full[[1, 3]] < 1 - 1e-3).all()
+    assert (full[[0, 2, 4, 5, 6, 7, 8, 9]] == 1).all()
+
+
 def test_declared_rounding_counts_before_that_of_the_call() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -523,7 +557,12 @@ def test_an_audit_puts_all_of_it_back_bit_for_bit() -> None:
     torch.testing.assert_close(after, before, rtol=0, atol=0)
 
 
-def _replicas(rank: int, mode: str, dtype: torch.dtype) -> None:
+def _replicas(rank: int) -> None:
+    for mode, dtype in (("stochastic", BF16), ("kahan", FP16)):
+        _replicas_agree(rank, mode, dtype)
+
+
+def _replicas_agree(rank: int, mode: str, dtype: torch.dtype) -> None:
     torch.manual_seed(rank)
     model = nn.Linear(8, 8).to(dtype)
     model.gamma = ln.parameter(torch.ones(8), dtype=dtype)
@@ -544,12 +583,16 @@ def _replicas(rank: int, mode: str, dtype: torch.dtype) -> None:
         torch.testing.assert_close(gathered[0], gathered[1], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(("mode", "dtype"), [("stochastic", BF16), ("kahan", FP16)])
-def test_replicas_stay_equal_under_ddp(mode, dtype) -> None:
-    spawn(_replicas, 2, mode, dtype)
+def test_replicas_stay_equal_under_ddp() -> None:
+    spawn(_replicas, 2)
 
 
-def _sharded(rank: int, mode: str, folder: str) -> None:
+def _sharded(rank: int, folder: str) -> None:
+    for mode in MODES:
+        _shards_agree(mode, f"{folder}/{mode}.safetensors")
+
+
+def _shards_agree(mode: str, path: str) -> None:
     from torch.distributed.fsdp import fully_shard
 
     def built(shard: bool):
@@ -575,7 +618,6 @@ def _sharded(rank: int, mode: str, folder: str) -> None:
         for name, value in handle.full_precision().items():
             wanted = reference.full_precision()[name]
             torch.testing.assert_close(value.full_tensor(), wanted, rtol=1e-3, atol=1e-4)
-    path = f"{folder}/c.safetensors"
     ln.save_checkpoint(path, model, optimizer)
     torch.distributed.barrier()
     other, theirs, _ = built(shard=True)
@@ -586,6 +628,5 @@ def _sharded(rank: int, mode: str, folder: str) -> None:
         torch.testing.assert_close(p.to_local(), q.to_local(), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_shards_are_rounded_and_resumed_under_fsdp2(tmp_path, mode) -> None:
-    spawn(_sharded, 2, mode, str(tmp_path))
+def test_shards_are_rounded_and_resumed_under_fsdp2(tmp_path) -> None:
+    spawn(_sharded, 2, str(tmp_path))

@@ -194,14 +194,18 @@ class Rounding:
     @torch.no_grad()
     def _take_gradients(self) -> None:
         for device, some in _by(self._live, lambda one: one.param.device).items():
-            there = [one for one in some if one.param.grad is not None]
-            gradients = [local(one.param.grad) for one in there]  # type: ignore[arg-type]
-            views = _views([one.values for one in there], device)
-            _widen_(views, gradients)
+            dense: list[tuple[Rounded, Tensor]] = []
             for one in some:
+                gradient = one.param.grad
                 assert one.copy is not None
                 one.copy.grad = None
-            for one, view in zip(there, views, strict=True):
+                if gradient is not None and gradient.layout is torch.strided:
+                    dense.append((one, local(gradient)))
+                elif gradient is not None:  # sparse, of an embedding
+                    one.copy.grad = gradient.to(torch.float32)
+            views = _views([one.values for one, _ in dense], device)
+            _widen_(views, [gradient for _, gradient in dense])
+            for (one, _), view in zip(dense, views, strict=True):
                 one.copy.grad = sharded_as(view, one.param)  # type: ignore[union-attr]
 
     def _exchange(self, back: bool = False) -> None:
