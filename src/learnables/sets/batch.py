@@ -149,6 +149,11 @@ def padded_shape(shapes: Iterable[Sequence[int]]) -> tuple[int, int]:
     return rows, max(k + rows - n for n, k in sizes)
 
 
+def _places(xs: Sequence[Tensor]) -> Hashable:
+    """Equal for two looks where nothing moved: much less to do than looking at all of it again."""
+    return tuple([(x.data_ptr(), x.numel(), x.dtype, x.is_contiguous()) for x in xs])
+
+
 @final
 class Group:
     """Parameters that are enforced together, and what the last call said about them."""
@@ -163,6 +168,8 @@ class Group:
         self._generator = torch.Generator().manual_seed(0)
         self._options = {"total": self._total} if self.placing == "rows" else {}
         self._sizes: list[int] = []  # points of each member, from the last call
+        self._at: Hashable = None  # where a kernel found the values, and how many points there
+        self._counts: list[int] = []
         params: list[Tensor] = [one.parameter for one in self.members]
         self._padded: tuple[int, int] | None = None  # the shape that matrices are padded to
         if self.placing == "here" and self.constraint.set.point_ndim == 2:
@@ -211,16 +218,19 @@ class Group:
         params: list[Tensor] = [one.parameter for one in self.members]
         if self._alike is None:
             params = [self.constraint.points(local(p).detach()) for p in params]
-        if not all(map(may_be_written, params)):
-            return False
-        if self._alike is None and not self._are_views(params):
-            return False
+        at = None if torch.compiler.is_compiling() else _places(params)
+        if at is None or at != self._at:
+            if not all(map(may_be_written, params)):
+                return False
+            if self._alike is None and not self._are_views(params):
+                return False
+            ndim = self.constraint.set.point_ndim
+            self._counts = [math.prod(x.shape[: x.ndim - ndim]) for x in params]
+            self._at = at
         status = self.constraint.set.enforce_(params)
         if status is None:
             return False
-        self.status = status
-        ndim = self.constraint.set.point_ndim
-        self._sizes = [math.prod(x.shape[: x.ndim - ndim]) for x in params]
+        self.status, self._sizes = status, self._counts
         return True
 
     def _are_views(self, points: Sequence[Tensor]) -> bool:

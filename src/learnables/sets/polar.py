@@ -99,7 +99,7 @@ def to_tangent_(xs: Sequence[Tensor], gradients: Sequence[Tensor]) -> bool:
 def _pays(xs: Sequence[Tensor]) -> bool:
     """Whether the kernel is there and faster; a few large matrices get all threads from torch."""
     n, k = xs[0].shape[-2:]
-    count = sum(x.numel() for x in xs) // (n * k)
+    count = len(xs) if xs[0].ndim == 2 else sum(x.numel() for x in xs) // (n * k)
     if not (native.available()[0] and n * k <= native.LARGEST and count):
         return False
     return torch.get_num_threads() <= count or min(n, k) < _MATRIX_A_THREAD
