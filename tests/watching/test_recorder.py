@@ -325,9 +325,18 @@ def test_numbers_that_the_loop_records_are_watching_too(tmp_path):
         assert watcher.governor.elapsed - before[1] < 0.02
 
 
+def test_at_its_end_the_watch_says_what_the_governor_chose(tmp_path, capsys):
+    model, optimizer = make()
+    with ln.watch(model, optimizer, every=2, to=tmp_path, sinks=[Slow()]):
+        quadratic(model, optimizer, 60)
+    said = capsys.readouterr().err
+    assert "5 looks in 60 steps, one every 12, asked for every 2" in said
+    assert "the first five come as asked" in said
+
+
 class Slow(Sink):
     def observation(self, observation):
-        pass
+        time.sleep(0.02)
 
     def scalars(self, step, values):
         time.sleep(0.02)

@@ -580,9 +580,13 @@ class Watcher:
         elif governor.budget is None or not governor.elapsed:
             return
         else:
+            looks = self._observed
+            chose = f", one every {round(done / looks)}" if looks > 1 else ""
+            early = "; the first five come as asked" if governor.overhead > governor.budget else ""
             said = (
-                f"{self._observed} looks in {done} steps, asked for every {governor.every}; cost "
-                f"{governor.overhead:.2%} of the training time (budget {governor.budget:.2%})"
+                f"{looks} look{'s' * (looks != 1)} in {done} steps{chose}, asked for every "
+                f"{governor.every}; cost {governor.overhead:.2%} of the training time "
+                f"(budget {governor.budget:.2%}{early})"
             )
         print(f"watch: {said}; {self.path or 'no database'}", file=sys.stderr)
 
