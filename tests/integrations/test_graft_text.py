@@ -169,6 +169,27 @@ def test_generation_is_that_of_the_same_vectors_handed_over(name):
     torch.testing.assert_close(ours.logits, wanted.logits)
 
 
+@pytest.mark.parametrize("masked", [True, False])
+@pytest.mark.parametrize("name", ["Llama", "GPT2"])
+def test_a_cache_that_is_handed_over_leaves_no_ids_out(name, masked):
+    model, ids = decoder(name), torch.randint(1, 64, (1, 7))
+    ln.graft(model, "prompts", ln.nn.Prompts(3, 48, init=STRONG))
+    more = torch.randint(1, 64, (1, 12))
+    more[:, :7] = ids
+
+    def mask(x):
+        return {"attention_mask": torch.ones_like(x)} if masked else {}
+
+    with torch.no_grad():
+        first = model(ids, use_cache=True, **mask(ids)).past_key_values
+        wanted = model(more).logits[:, 7:]
+        new = model(more[:, 7:], past_key_values=first, **mask(more)).logits
+        torch.testing.assert_close(new, wanted)
+        first = model(ids, use_cache=True, **mask(ids)).past_key_values
+        with pytest.raises(LearnablesError, match=r"12 ids, 9 of them"):
+            model.generate(more, past_key_values=first, max_new_tokens=2, **mask(more))
+
+
 def test_prompts_of_a_decoder_see_no_future():
     model = decoder("Llama", "eager")
     ln.graft(model, "deep", ln.nn.DeepPrompts(2, 3, 48, init=STRONG))

@@ -250,6 +250,8 @@ class Front:
         x = self.embedding(ids) if x is None else x
         past = 0 if cache is None else int(cache.get_seq_length())
         mask, positions = given.get("attention_mask"), given.get("position_ids")
+        if past:
+            self.check_continued(mask, positions, past + x.shape[1])
         if positions is not None:
             given["position_ids"] = positions + self.count
         if past == 0:
@@ -269,6 +271,32 @@ class Front:
         own = torch.arange(self.count, device=positions.device, dtype=positions.dtype) + self.first
         own = own.expand(*positions.shape[:-1], -1)
         return torch.cat([front, own, back + self.count], dim=-1)
+
+    def check_continued(self, mask: Tensor | None, positions: Tensor | None, seen: int) -> None:
+        """Whether ids were left out, since a cache is longer than the text by the tokens in it.
+
+        ``generate`` does that where it is handed a cache of an earlier call.
+
+        Args:
+            mask: (B, K), K the length of the text so far.
+            positions: Of the ids of this call.
+            seen: Length of the cache and of this call.
+
+        Raises:
+            LearnablesError: The text is longer than what the cache and this call hold.
+        """
+        text = 0 if mask is None else mask.shape[-1]
+        several = positions is not None and positions.shape[-1] > 1  # one is never left out
+        if mask is None and several and not torch.compiler.is_compiling():
+            text = int(positions.max()) + 1  # type: ignore[union-attr]
+        if text + self.count > seen:
+            raise LearnablesError(
+                "ids of this call were left out: the cache is longer than the text before it",
+                where=self.name,
+                found=f"a text of {text} ids, {seen - self.count} of them in the cache or given",
+                wanted="all ids that are not in the cache",
+                mend="generate without past_key_values=, or call the model with the new ids",
+            )
 
     def refuse(self, given: dict[str, Any], cache: Any) -> None:
         """Refuse arguments that count tokens in a way that is not known here.
