@@ -1,26 +1,25 @@
-"""What it costs to keep parameters in a set, and what it does to training, beside the peers.
+"""What it costs to keep parameters in a set, beside the peers, and how well they are kept.
 
-    python benchmarks/constraints.py            # all of it, some minutes on one core
-    python benchmarks/constraints.py --speed    # results/constraints.json only
-    python benchmarks/constraints.py --training # results/constraints_training.json only
-    python benchmarks/constraints.py --table    # write what the files say into the docs page
+    python benchmarks/constraints.py                     # all of it, some minutes on one core
+    python benchmarks/constraints.py --only many single  # parts; the file keeps the others
+    python benchmarks/constraints.py --table             # write the file into the docs pages
 
-Peers that are not installed are left out: geotorch, geoopt, pogo-torch. Times are CPU seconds of
-one thread; every ratio is taken within rounds that run both tasks in turn.
+Peers that are not installed are left out: geotorch, geoopt, pogo-torch; constraints_training.py
+says how to make an environment that has them. Times are CPU seconds of one thread; every ratio is
+taken within rounds that run both tasks in turn.
 """
 
-import json
+import argparse
 import math
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
 import torch
-from environment import RESULTS, Timing, paired, save
+from environment import Timing, paired, parts, save_part, where, write_tables
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import orthogonal
 
@@ -38,7 +37,6 @@ except ImportError as error:
     print(f"{error.name} is not installed: its rows are left out")
     geoopt = geotorch = POGO = pogo = None
 
-BEGIN, END = "<!-- benchmarks/constraints.py --table -->", "<!-- end of the table -->"
 Rows = list[dict[str, Any]]
 ORTHOGONAL = ln.sets.Orthogonal()
 
@@ -241,205 +239,6 @@ def steady_state(rows: Rows) -> None:
                 print(f"steady state   n={n} {how:8} steps of {size:g}: defect {worst:.1e}")
 
 
-class Problem:
-    """A model with one orthogonal matrix, and a loss."""
-
-    model: nn.Module
-    steps: int
-    rates: tuple[float, ...]
-    scales: tuple[float, ...]  # of the orthogonal matrix, relative to the rest
-
-    def loss(self) -> Tensor:
-        raise NotImplementedError
-
-
-class Procrustes(Problem):
-    """min ‖A X − B‖² over orthogonal X, which is known to reach 0."""
-
-    steps = 300
-    rates = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
-    scales = (1.0,)
-
-    def __init__(self) -> None:
-        g = torch.Generator().manual_seed(0)
-        n = 64
-        self.a = torch.randn(200, n, generator=g) / math.sqrt(200)
-        start = ORTHOGONAL.project(torch.randn(n, n, generator=g))
-        k = torch.randn(n, n, generator=g)
-        k = (k - k.T) / math.sqrt(n)
-        self.b = self.a @ start @ torch.matrix_exp(0.7 * k)
-        self.model = nn.Module()
-        self.model.w = nn.Parameter(start)
-
-    def loss(self) -> Tensor:
-        return (self.a @ self.model.w - self.b).square().sum()
-
-
-class Recurrent(nn.Module):
-    """A recurrent network whose hidden matrix ``w`` is orthogonal."""
-
-    def __init__(self, letters: int, hidden: int, generator: torch.Generator) -> None:
-        super().__init__()
-        self.w = nn.Parameter(ORTHOGONAL.project(torch.randn(hidden, hidden, generator=generator)))
-        self.read = nn.Parameter(torch.randn(letters, hidden, generator=generator) * 0.1)
-        self.bias = nn.Parameter(torch.zeros(hidden))
-        self.write = nn.Parameter(torch.randn(hidden, letters, generator=generator) * 0.1)
-
-    def forward(self, x_BT: Tensor) -> Tensor:
-        w = self.w
-        h = x_BT.new_zeros(x_BT.shape[0], w.shape[0], dtype=torch.float32)
-        out = []
-        for x in x_BT.unbind(1):
-            z = h @ w + self.read[x]
-            h = z.sign() * torch.relu(z.abs() + self.bias)  # modReLU
-            out.append(h @ self.write)
-        return torch.stack(out, 1)
-
-
-class CopyTask(Problem):
-    """Five letters, a pause of ten, then write the letters: needs a memory without decay."""
-
-    steps = 250
-    rates = (0.003, 0.01, 0.03)
-    scales = (0.1, 1.0, 10.0)
-
-    def __init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(0)
-        self.model = Recurrent(8, 48, self.generator)
-
-    def loss(self) -> Tensor:
-        letters = torch.randint(1, 7, (32, 5), generator=self.generator)
-        pause = torch.zeros(32, 10, dtype=torch.int64)
-        go = torch.full((32, 1), 7)
-        x = torch.cat([letters, pause, go, torch.zeros(32, 4, dtype=torch.int64)], 1)
-        guess = self.model(x)[:, -5:]
-        return nn.functional.cross_entropy(guess.flatten(0, 1), letters.flatten())
-
-
-Step = Callable[[], None]
-Start = Callable[[Problem, float, float], Step]
-
-
-def adam(problem: Problem, lr: float, scale: float) -> torch.optim.Adam:
-    """Adam with ``lr · scale`` for the orthogonal matrix."""
-    parametrized = getattr(problem.model, "parametrizations", None)
-    mine = list((parametrized.w if parametrized is not None else problem.model).parameters())
-    mine = mine if parametrized is not None else [problem.model.w]
-    rest = [p for p in problem.model.parameters() if not any(p is q for q in mine)]
-    groups = [{"params": mine, "lr": lr * scale}, {"params": rest, "lr": lr}]
-    return torch.optim.Adam([group for group in groups if group["params"]])
-
-
-def ours(how: str, momentum: bool = False) -> Start:
-    def start(problem: Problem, lr: float, scale: float) -> Step:
-        optimizer = adam(problem, lr, scale)
-        ln.constrain(
-            problem.model, "w", ORTHOGONAL, how=how, optimizer=optimizer, momentum=momentum
-        )
-        return optimizer.step
-
-    return start
-
-
-def on_access_start(problem: Problem, lr: float, scale: float) -> Step:
-    ln.constrain(problem.model, "w", ORTHOGONAL, how="parametrize")
-    return adam(problem, lr, scale).step
-
-
-def torch_start(kind: str) -> Start:
-    def start(problem: Problem, lr: float, scale: float) -> Step:
-        orthogonal(problem.model, "w", kind)
-        return adam(problem, lr, scale).step
-
-    return start
-
-
-def geotorch_start(problem: Problem, lr: float, scale: float) -> Step:
-    value = problem.model.w.detach().clone()
-    geotorch.orthogonal(problem.model, "w")
-    problem.model.w = value
-    return adam(problem, lr, scale).step
-
-
-def geoopt_start(problem: Problem, lr: float, scale: float) -> Step:
-    value = problem.model.w.detach().clone()
-    w = problem.model.w = geoopt.ManifoldParameter(value, manifold=geoopt.EuclideanStiefel())
-    rest = [p for p in problem.model.parameters() if p is not w]
-    groups = [{"params": [w], "lr": lr * scale}, {"params": rest, "lr": lr}]
-    return geoopt.optim.RiemannianAdam([g for g in groups if g["params"]], lr=lr).step
-
-
-def pogo_start(problem: Problem, lr: float, scale: float) -> Step:
-    w = problem.model.w
-    others = [p for p in problem.model.parameters() if p is not w]
-    theirs = POGO([w], pogo.VectorAdam(), lr=lr * scale, flatten_fn=lambda x: x[None])
-    rest = torch.optim.Adam(others, lr=lr) if others else None
-
-    def step() -> None:
-        theirs.step()
-        if rest is not None:
-            rest.step()
-
-    return step
-
-
-METHODS: dict[str, Start] = {
-    "learnables, project": ours("project"),
-    "learnables, tangent": ours("tangent"),
-    "learnables, tangent + momentum": ours("tangent", momentum=True),
-    "learnables, parametrize": on_access_start,
-    "torch cayley": torch_start("cayley"),
-    "torch matrix_exp": torch_start("matrix_exp"),
-}
-if POGO is not None:
-    METHODS |= {
-        "geotorch": geotorch_start,
-        "geoopt RiemannianAdam": geoopt_start,
-        "POGO(VectorAdam)": pogo_start,
-    }
-
-
-def training(rows: Rows) -> None:
-    """The final loss at each method's best rates: the mean of the last ten steps."""
-    for make in (Procrustes, CopyTask):
-        for name, start in METHODS.items():
-            results = {
-                (lr, scale): train(make(), start, lr, scale)
-                for lr in make.rates
-                for scale in make.scales
-            }
-            (lr, scale), (loss, err) = min(results.items(), key=lambda item: item[1][0])
-            rows.append(
-                {
-                    "case": make.__name__,
-                    "name": name,
-                    "rate": lr,
-                    "rate of the matrix": lr * scale,
-                    "loss": loss,
-                    "defect": err,
-                    "all": {f"{a:g}, {a * b:g}": found[0] for (a, b), found in results.items()},
-                }
-            )
-            print(
-                f"{make.__name__:14} {name:34} loss {loss:.2e} at {lr:g} (matrix {lr * scale:g}), "
-                f"defect {err:.1e}",
-                flush=True,
-            )
-
-
-def train(problem: Problem, start: Start, lr: float, scale: float) -> tuple[float, float]:
-    step, losses = start(problem, lr, scale), []
-    for _ in range(problem.steps):
-        for p in problem.model.parameters():
-            p.grad = None
-        loss = problem.loss()
-        loss.backward()
-        step()
-        losses.append(float(loss.detach()))
-    last = sum(losses[-10:]) / 10
-    return (last if math.isfinite(last) else math.inf), defect([problem.model.w])
-
-
 def versions() -> dict[str, str]:
     found = {}
     for name in ("geotorch", "geoopt", "pogo-torch", "numpy"):
@@ -450,79 +249,84 @@ def versions() -> dict[str, str]:
     return found
 
 
-def table() -> str:
-    """The two result files as Markdown, with the environment that each was measured in."""
-    lines = []
-    for name in ("constraints", "constraints_training"):
-        path = RESULTS / f"{name}.json"
-        if not path.exists():
-            continue
-        found = json.loads(path.read_text(encoding="utf-8"))
-        at, peers = found["environment"], found["versions"]
-        lines += [
-            "",
-            f"{at['cpu']}, {at['threads']} thread, "
-            f"load {at['load_1min']:.1f} on {at['cores']} cores, "
-            f"torch {at['torch']}, {', '.join(f'{k} {v}' for k, v in peers.items())}, "
-            f"{at['date'][:10]}:",
-            "",
-        ]
-        timed = [r for r in found["rows"] if "timing" in r]
-        steady = [r for r in found["rows"] if r["case"] == "steady"]
-        trained = [r for r in found["rows"] if "loss" in r]
-        if timed:
-            lines += ["| case | what | time | ratio | defect |", "|---|---|---|---|---|"]
-        for r in timed:
+PARTS: dict[str, Callable[[Rows], None]] = {
+    "many": many,
+    "single": single,
+    "on access": on_access,
+    "vectors": vectors,
+    "steady state": steady_state,
+}
+WORDS = {
+    "en": {
+        "timed": ("case", "what", "time", "ratio", "defect"),
+        "steady": ("columns", "mode", "step", "worst defect"),
+        "AdamW": "AdamW's step",
+        "two passes": "both",
+    },
+    "zh": {
+        "timed": ("情形", "做什么", "时间", "比值", "偏差"),
+        "steady": ("列数", "方式", "步长", "最大偏差"),
+        "AdamW": "AdamW 的一步",
+        "two passes": "两者",
+    },
+}
+
+
+def table(language: str) -> str:
+    """The parts of the result file as Markdown; a part that was not measured is left out."""
+    words, lines = WORDS[language], []
+    for part in parts("constraints").values():
+        rows, timed = part["rows"], "timing" in part["rows"][0]
+        columns = words["timed" if timed else "steady"]
+        lines += ["", bar(columns), bar(["---"] * len(columns))]
+        for r in rows:
+            if not timed:
+                lines.append(bar([str(r["n"]), r["how"], f"{r['step']:g}", f"{r['defect']:.1e}"]))
+                continue
             err = f"{r['defect']:.1e}" if r["defect"] is not None else ""
             took, ratio = r["timing"]["median"] * 1e3, r["timing"]["ratio"]
+            unit = words.get(r["unit"], r["unit"])
             lines.append(
-                f"| {r['case']} | {r['name']} | {took:.2f} ms | {ratio:.2f} × {r['unit']} | {err} |"
+                bar([r["case"], r["name"], f"{took:.2f} ms", f"{ratio:.2f} × {unit}", err])
             )
-        if steady:
-            lines += ["", "| columns | mode | step | worst defect |", "|---|---|---|---|"]
-        for r in steady:
-            lines.append(f"| {r['n']} | {r['how']} | {r['step']:g} | {r['defect']:.1e} |")
-        if trained:
-            lines += [
-                "| problem | method | final loss | rate | of the matrix |",
-                "|---|---|---|---|---|",
-            ]
-        for r in trained:
-            lines.append(
-                f"| {r['case']} | {r['name']} | {r['loss']:.2e} | {r['rate']:g} | "
-                f"{r['rate of the matrix']:g} |"
-            )
-    return "\n".join(lines[1:])
+        lines += ["", below(part, language)]
+    return "\n".join([*lines[1:], ""])
 
 
-def write_table() -> None:
-    page = Path(__file__).parents[1] / "docs" / "en" / "constraints.md"
-    before, rest = page.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    page.write_text(f"{before}{BEGIN}\n{table()}\n{END}{after}", encoding="utf-8")
-    print(page)
+def below(part: dict[str, Any], language: str) -> str:
+    """The line below a table: where it was measured, and the peers."""
+    peers = ", ".join(f"{name} {found}" for name, found in part["versions"].items())
+    said = {"en": f" Beside {peers}.", "zh": f"对照：{peers}。"}[language]
+    return where(part["environment"], language) + said
 
 
-def main() -> None:
-    if "--table" in sys.argv:
-        write_table()
-        return
-    if os.environ.get("OMP_NUM_THREADS") != "1":  # numpy's BLAS reads it when it is loaded
+def bar(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def one_thread() -> None:
+    """Start again where numpy's BLAS, which reads it when it is loaded, has more threads."""
+    if os.environ.get("OMP_NUM_THREADS") != "1":
         os.environ["OMP_NUM_THREADS"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.argv])
     torch.set_num_threads(1)
     torch.manual_seed(0)
     warnings.simplefilter("ignore")  # the peers use what torch deprecates
-    speed: Rows = []
-    trained: Rows = []
-    if "--training" not in sys.argv:
-        for measure in (many, single, on_access, vectors, steady_state):
-            measure(speed)
-    if "--speed" not in sys.argv:
-        training(trained)
-    for name, rows in (("constraints", speed), ("constraints_training", trained)):
-        if rows:
-            print(save(name, rows, versions=versions()))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", choices=list(PARTS), default=list(PARTS))
+    parser.add_argument("--table", action="store_true", help="write the docs pages")
+    given = parser.parse_args()
+    if given.table:
+        write_tables("constraints", "constraints", table)
+        return
+    one_thread()
+    for name in given.only:
+        rows: Rows = []
+        PARTS[name](rows)
+        save_part("constraints", name, rows, versions=versions())
 
 
 if __name__ == "__main__":
