@@ -210,6 +210,8 @@ def test_what_a_decoder_cannot_count_is_refused():
         model(ids, attention_mask=torch.ones(2, 1, 7, 7))
     with pytest.raises(LearnablesError, match="token_type_ids"):
         model(ids, token_type_ids=torch.zeros_like(ids))
+    with pytest.raises(LearnablesError, match="packed"):
+        model(ids[:1], position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3]]))
     cache = StaticCache(model.config, max_cache_len=32)
     with pytest.raises(LearnablesError, match="DynamicCache"):
         model(ids, past_key_values=cache)

@@ -204,3 +204,25 @@ def test_a_low_rank_bias_in_windows():
         wanted = torch.func.functional_call(model, changed, (x,))
         ln.graft(model, "delta", delta, name)
         torch.testing.assert_close(model(x), wanted)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])
+def test_timms_checkpointing_changes_no_gradient(name):
+    grads = []
+    for again in (False, True):
+        model = of_timm(name, img_size=56 if "eva" in name else 64).train()
+        model.set_grad_checkpointing(again)
+        torch.manual_seed(1)
+        ln.graft(model, "prompts", ln.nn.DeepPrompts(3, 4, 48, prefix=1, init=STRONG))
+        ln.graft(model, "relative", ln.nn.RelativeBias(4, 3, prefix=1, init=STRONG))
+        ln.graft(model, "scale", ln.nn.LayerScale(48, 0.5), "blocks.1")
+        qkv = "blocks.0.attn.qkv.weight"
+        ln.graft(model, "delta", ln.nn.LowRankDelta(*model.get_parameter(qkv).shape), qkv)
+        torch.nn.init.normal_(model.delta.up)
+        x = torch.randn(2, 3, *(model.patch_embed.img_size))
+        model(x).square().sum().backward()
+        fronts = ("prompts.", "relative.", "scale.", "delta.")
+        grads.append({n: p.grad for n, p in model.named_parameters() if n.startswith(fronts)})
+    assert len(grads[0]) == 5
+    assert all(grad.any() for grad in grads[0].values())
+    torch.testing.assert_close(grads[0], grads[1])

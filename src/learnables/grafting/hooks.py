@@ -255,6 +255,7 @@ class Front:
         if positions is not None:
             given["position_ids"] = positions + self.count
         if past == 0:
+            self.check_whole(mask, positions)
             more = () if self.layer is None else (self.layer,)
             x = _through(self, x, *more)
             if positions is not None:
@@ -271,6 +272,23 @@ class Front:
         own = torch.arange(self.count, device=positions.device, dtype=positions.dtype) + self.first
         own = own.expand(*positions.shape[:-1], -1)
         return torch.cat([front, own, back + self.count], dim=-1)
+
+    def check_whole(self, mask: Tensor | None, positions: Tensor | None) -> None:
+        """Whether this is one text: of several in one row only the first would see the tokens.
+
+        Raises:
+            LearnablesError: Positions begin anew, as transformers has it for packed texts.
+        """
+        several = positions is not None and positions.shape[-1] > 1
+        if mask is not None or not several or torch.compiler.is_compiling():
+            return
+        if bool((positions.diff(dim=-1) < 0).any()):  # type: ignore[union-attr]
+            raise LearnablesError(
+                "of the texts packed into one row only the first would see the tokens",
+                where=self.name,
+                found="position_ids that begin anew",
+                wanted="one text in each row",
+            )
 
     def check_continued(self, mask: Tensor | None, positions: Tensor | None, seen: int) -> None:
         """Whether ids were left out, since a cache is longer than the text by the tokens in it.
