@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from environment import paired, parts, save_part, where, write_tables
+from environment import bar, paired, parts, save_part, where, write_tables
 from torch import Tensor, nn
 
 import learnables as ln
@@ -391,10 +391,6 @@ def table(language: str) -> str:
             ],
         )
     return "\n".join(lines).rstrip()
-
-
-def bar(cells: list[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:

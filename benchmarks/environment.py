@@ -141,6 +141,11 @@ def where(environment: Mapping[str, Any], language: str) -> str:
     return text.format(**{**e, "load": load, "day": e["date"][:10]})
 
 
+def bar(cells: Iterable[object]) -> str:
+    """One row of a Markdown table."""
+    return f"| {' | '.join(map(str, cells))} |"
+
+
 def write_tables(page: str, script: str, table: Callable[[str], str]) -> None:
     """Put ``table("en")`` and ``table("zh")`` between the marks of ``script`` in both pages."""
     begin, end = f"<!-- benchmarks/{script}.py --table -->", f"<!-- end of {script} -->"

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from environment import Timing, paired, parts, save_part, where, write_tables
+from environment import Timing, bar, paired, parts, save_part, where, write_tables
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -412,10 +412,6 @@ def table(language: str) -> str:
         ),
     )
     return "\n".join(lines).rstrip()
-
-
-def bar(cells: Any) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def main() -> None:
