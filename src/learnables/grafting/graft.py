@@ -195,7 +195,8 @@ def graft(
         >>> handle.remove()
 
     Cost:
-        One call of a plain Python object for each hooked module beside the component itself.
+        One call of a plain Python object for each hooked module beside the component itself; for a
+        parameter two for each module around it, and the component at each read.
     """
     _refuse_wrapped(model)
     if hasattr(model, name) or not name.isidentifier():
