@@ -311,3 +311,12 @@ def test_the_hot_call_compiles_without_a_graph_break(of) -> None:
     value, status = torch.compile(of.enforce, fullgraph=True, backend="eager")(x)
     torch.testing.assert_close(value, of.enforce(x)[0], rtol=0, atol=1e-5)
     assert status.sum() == 0
+
+
+def test_every_set_that_is_offered_is_held_to_the_laws() -> None:
+    from tests.sets.test_vectors import SETS
+
+    held = {type(of) for of in (*RECTANGULAR, *TALL, *SQUARE, *SETS)}
+    offered = {getattr(sets, name) for name in sets.__all__}
+    of_sets = {x for x in offered if isinstance(x, type) and issubclass(x, sets.Set)}
+    assert of_sets - {sets.Set} == held
