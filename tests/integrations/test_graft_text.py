@@ -212,6 +212,11 @@ def test_what_a_decoder_cannot_count_is_refused():
         model(ids, token_type_ids=torch.zeros_like(ids))
     with pytest.raises(LearnablesError, match="packed"):
         model(ids[:1], position_ids=torch.tensor([[0, 1, 2, 0, 1, 2, 3]]))
+    behind = decoder("GPT2")
+    ln.graft(behind, "prompts", ln.nn.Prompts(3, 48, prefix=1))
+    left_ids, left = padded_left()
+    with pytest.raises(LearnablesError, match="padding within the first 1 ids"):
+        behind(left_ids, attention_mask=left)
     cache = StaticCache(model.config, max_cache_len=32)
     with pytest.raises(LearnablesError, match="DynamicCache"):
         model(ids, past_key_values=cache)

@@ -274,20 +274,26 @@ class Front:
         return torch.cat([front, own, back + self.count], dim=-1)
 
     def check_whole(self, mask: Tensor | None, positions: Tensor | None) -> None:
-        """Whether this is one text: of several in one row only the first would see the tokens.
+        """Whether each row is one text that begins where the tokens of ``prefix`` are.
 
         Raises:
-            LearnablesError: Positions begin anew, as transformers has it for packed texts.
+            LearnablesError: Padding stands there, or positions begin anew, as transformers has it
+                for packed texts.
         """
-        several = positions is not None and positions.shape[-1] > 1
-        if mask is not None or not several or torch.compiler.is_compiling():
+        if torch.compiler.is_compiling():  # values cannot be asked for there
             return
-        if bool((positions.diff(dim=-1) < 0).any()):  # type: ignore[union-attr]
+        found = ""
+        if mask is not None and self.first and not bool(mask[..., : self.first].all()):
+            found, wanted = f"padding within the first {self.first} ids", "prefix=0"
+        several = mask is None and positions is not None and positions.shape[-1] > 1
+        if several and bool((positions.diff(dim=-1) < 0).any()):  # type: ignore[union-attr]
+            found, wanted = "packed texts: position_ids that begin anew", "one text in each row"
+        if found:
             raise LearnablesError(
-                "of the texts packed into one row only the first would see the tokens",
+                "the tokens would not stand in front of each text",
                 where=self.name,
-                found="position_ids that begin anew",
-                wanted="one text in each row",
+                found=found,
+                wanted=wanted,
             )
 
     def check_continued(self, mask: Tensor | None, positions: Tensor | None, seen: int) -> None:
