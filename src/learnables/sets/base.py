@@ -296,6 +296,7 @@ def may_be_written(x: Tensor) -> bool:
     """
     return (
         type(x) in (Tensor, nn.Parameter)
+        and x.layout == torch.strided
         and x.dtype == torch.float32
         and x.device.type == "cpu"
         and x.is_contiguous()
