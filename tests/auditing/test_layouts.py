@@ -1,5 +1,8 @@
 """The layout rules against what really happens, on a generated matrix of layouts and optimizers."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from tests.gloo import one_process_group, spawn
@@ -99,3 +102,26 @@ def test_a_healthy_model_in_channels_last_is_not_accused() -> None:
         return loss
 
     assert ln.audit(model, optimizer, step, select=["LRN6"]).findings == []
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_prints_what_was_counted(language) -> None:
+    root = Path(__file__).parents[2]
+    rows = json.loads((root / "benchmarks/results/layout.json").read_text("utf-8"))["rows"]
+    page = (root / "docs" / language / "layout.md").read_text("utf-8")
+    for name in ("one process", "DDP"):
+        n = rows[name]
+        told = n["torch warns"] or ""
+        cells = (n["cells"], n["training goes wrong"], told, n["missed"], n["false"])
+        assert "|" + "|".join(map(str, cells)) + "|" in page.replace(" ", "")
+    repaired = rows["repaired"]
+    for key in ("fused cells that go wrong", "bit-equal to row-major, not fused"):
+        assert f" {repaired[key]} " in page
+    assert repaired["bit-equal to row-major, fused"] == repaired["fused cells that go wrong"]
+    assert repaired["largest relative distance from not fused"] < 3e-16
+    assert [rows["refused"][name]["refused"] for name in ("safetensors", "FSDP2", "DDP")] == [
+        15,
+        15,
+        2,
+    ]
+    assert rows["microseconds per parameter"] < 5
