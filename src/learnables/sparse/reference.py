@@ -36,7 +36,8 @@ _FEW_SAMPLES = 32
 _SMALL_PRODUCT = 1 << 17  # multiplications per block below which a call costs more than its work
 
 _THIN, _THIN_PRODUCT = 48, 3 << 19  # blocks whose sums end too soon, up to so many multiplications
-_BUSY = 4  # blocks in a row for which gathering their inputs is cheaper than a call for each
+_BUSY = 4  # blocks in a row for which gathering their inputs is cheaper than a call for each,
+_CACHED = 3 << 17  # where they stay in the cache
 
 WAYS = ("one by one", "panels", "batched", "filled in")
 
@@ -146,7 +147,8 @@ def choose(x: Tensor, weight: Tensor, index: Index, *, sampled: bool = False) ->
     work = B * p * q
     if x.dtype in _HALF or work < _SMALL_PRODUCT or (min(p, q) < _THIN and work < _THIN_PRODUCT):
         return "panels"
-    return "panels" if sampled and _BUSY * rows <= E else "one by one"
+    gathered = B * q * E / rows
+    return "panels" if sampled and _BUSY * rows <= E and gathered <= _CACHED else "one by one"
 
 
 def _padded(x: Tensor, starts: Tensor, step: int) -> Tensor:
