@@ -169,6 +169,19 @@ def test_upper_and_lower_half_are_the_float32_whatever_its_bits(bits) -> None:
     assert ((near[finite] - wide[finite]).abs() <= unit / 2).all()
 
 
+def test_a_carry_in_another_layout_belongs_to_the_same_elements() -> None:
+    # torch's own load_state_dict takes state as it lies in the file, whatever the strides are here.
+    wide = torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last)
+    p = nn.Parameter(torch.zeros_like(wide, dtype=BF16))
+    one = module.Rounded("p", p, "kahan", values=wide.clone())
+    with torch.no_grad():
+        module._write_kahan([one], spoil=False)
+        one.ours[module.CARRY] = one.ours[module.CARRY].contiguous()
+        one.values = torch.empty_like(wide)
+        module._read_kahan([one])
+    assert one.values.equal(wide)
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_gamma_of_one_follows_the_float32_trajectory(mode) -> None:
     """Plain bfloat16 never moves; the figure of docs/en/precision.md."""

@@ -37,13 +37,14 @@ _T = TypeVar("_T")
 Mode: TypeAlias = Literal["kahan", "stochastic", "master"]
 MODES: tuple[Mode, ...] = ("kahan", "stochastic", "master")
 
-CARRY, MASTER, COUNT = "rounding_error", "master", "rounding_step"
+# Our keys in the state of a parameter.
+CARRY, MASTER, COUNT = "rounding_error", "rounding_master", "rounding_step"
 _OURS = (CARRY, MASTER, COUNT)
 _LOW, _HIGH = (0, 1) if sys.byteorder == "little" else (1, 0)  # halves of a float32
 _HALF = 0x8000  # half a unit of the upper half
 _ROOM = 1 << 21  # elements
 _ALIGNED = 16  # elements: copies in one buffer start where vector instructions like it
-_FP8 = tuple(getattr(torch, f"float8_{kind}") for kind in ("e4m3fn", "e5m2"))
+_FP8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 ROUNDED = (torch.bfloat16, torch.float16, *_FP8)
 """Dtypes whose steps can be rounded better than to the nearest."""
 # Bits of the mantissa, and the exponent of the smallest normal number.
@@ -420,7 +421,7 @@ def _widen_(
     bits of NaN.
     """
     halves = [None] * len(wide) if lower is None else list(lower)
-    quick = [_fits(x, y) for x, y in zip(wide, narrow, strict=True)]
+    quick = [_fits(*tensors) for tensors in zip(wide, narrow, halves, strict=True)]
     if any(quick):
         native.run_(
             native.WIDEN,
@@ -439,7 +440,7 @@ def _widen_(
 
 def _narrow_(narrow: list[Tensor], wide: list[Tensor], lower: list[Tensor]) -> None:
     """Round float32 to nearest, ties away from 0, and keep the lower halves; spoils ``wide``."""
-    quick = [_fits(x, y) for x, y in zip(wide, narrow, strict=True)]
+    quick = [_fits(*tensors) for tensors in zip(wide, narrow, lower, strict=True)]
     if any(quick):
         native.run_(
             native.NARROW,
@@ -458,12 +459,13 @@ def _narrow_(narrow: list[Tensor], wide: list[Tensor], lower: list[Tensor]) -> N
     copy_all_(to, [_half(x, _HIGH) for x in wide])
 
 
-def _fits(wide: Tensor, narrow: Tensor) -> bool:
-    """Whether the native kernel may walk both in the order of memory; ``wide`` has no gaps."""
+def _fits(wide: Tensor, narrow: Tensor, lower: Tensor | None = None) -> bool:
+    """Whether the native kernel may walk all in the order of memory; ``wide`` has no gaps."""
     return (
         narrow.dtype is torch.bfloat16
         and narrow.device.type == "cpu"
         and wide.stride() == narrow.stride()
+        and (lower is None or wide.stride() == lower.stride())
         and native.available()[0]
     )
 
