@@ -6,6 +6,7 @@ stands in the checkpoint's own file, which is replaced last: so a crash leaves t
 new ones, and a part that is missing or damaged is noticed before anything is loaded.
 """
 
+import contextlib
 import json
 import math
 import re
@@ -99,11 +100,15 @@ def agree(path: Path, said: str) -> None:
 
 
 def sweep(path: Path, keep: str | None) -> None:
-    """Delete the folders of parts that no checkpoint at ``path`` speaks of any more."""
+    """Delete the folders of parts that no checkpoint at ``path`` speaks of any more.
+
+    What cannot be deleted stays: the checkpoint is whole already.
+    """
     pattern = re.compile(re.escape(path.name) + r"\.shards-[0-9a-f]{16}")
-    for folder in path.parent.glob("*.shards-*"):
-        if folder.name != keep and pattern.fullmatch(folder.name):
-            shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(OSError):
+        for folder in path.parent.glob("*.shards-*"):
+            if folder.name != keep and pattern.fullmatch(folder.name):
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def discard(path: Path, said: Mapping[str, Any]) -> None:
