@@ -9,6 +9,7 @@ import gc
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -146,6 +147,11 @@ def bar(cells: Iterable[object]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
 
 
+def kernel(chosen: Any) -> dict[str, str]:
+    """A choice of a kernel, to be saved: without the folder it lies in on this machine."""
+    return {**chosen._asdict(), "why": re.sub(r"/\S*/", "", chosen.why)}
+
+
 def write_tables(page: str, script: str, table: Callable[[str], str]) -> None:
     """Put ``table("en")`` and ``table("zh")`` between the marks of ``script`` in both pages."""
     begin, end = f"<!-- benchmarks/{script}.py --table -->", f"<!-- end of {script} -->"
@@ -155,27 +161,6 @@ def write_tables(page: str, script: str, table: Callable[[str], str]) -> None:
         after = rest.split(end)[1]
         path.write_text(f"{before}{begin}\n{table(language)}\n{end}{after}", encoding="utf-8")
         print(path)
-
-
-def publish(page: str, script: str, lines: Mapping[str, Iterable[str]]) -> None:
-    """Put lines between the two markers of a page, in each language.
-
-    Args:
-        page: Its name, as in ``docs/en/NAME.md``.
-        script: The marker is ``<!-- table of SCRIPT -->``, the other ``<!-- end of table -->``.
-        lines: Language → the lines.
-
-    Raises:
-        LookupError: A page has no such markers.
-    """
-    begin, end = f"<!-- table of {script} -->", "<!-- end of table -->"
-    for language, said in lines.items():
-        path = Path(__file__).parents[1] / "docs" / language / f"{page}.md"
-        before, opened, rest = path.read_text("utf-8").partition(begin)
-        _, closed, after = rest.partition(end)
-        if not opened or not closed:
-            raise LookupError(f"{path} lacks {begin} or {end}")
-        path.write_text(before + "\n".join([begin, *said, end]) + after, "utf-8")
 
 
 def _time(

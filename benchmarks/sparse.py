@@ -19,7 +19,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from environment import Timing, bar, paired, parts, save_part, where, write_tables
+from environment import Timing, bar, kernel, paired, parts, save_part, where, write_tables
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -430,7 +430,7 @@ def main() -> None:
         print(f"\n{name}")
         rows = PARTS[name]()
         if not given.quick:
-            save_part("sparse", name, rows, backend=ln.sparse.backend()._asdict())
+            save_part("sparse", name, rows, backend=kernel(ln.sparse.backend()))
 
 
 if __name__ == "__main__":

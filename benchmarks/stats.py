@@ -15,12 +15,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from environment import Timing, paired, publish, save
+from environment import Timing, kernel, paired, save, write_tables
 from torch import Tensor
 
 from learnables.stats import FORCE, backend, magnitudes, statistics
 
-TARGETS = {  # issue's wording, in reads of the memory; for ViT-B
+TARGETS = {  # in reads of the memory, for ViT-B
     "native, with histogram": 4.0,
     "native, without histogram": 1.4,
     "torch, with histogram": 12.0,
@@ -141,8 +141,8 @@ def main() -> None:
     models = {"ViT-Tiny": 192} if "--quick" in sys.argv else {"ViT-Tiny": 192, "ViT-B": 768}
     rows = [measure(name, dim, rounds=21) for name, dim in models.items()]
     if "--quick" not in sys.argv:
-        publish("statistics", "benchmarks/stats.py", dict.fromkeys(("en", "zh"), table(rows)))
-        save("stats", rows, backend=backend()._asdict(), wanted_for_vit_b=TARGETS)
+        write_tables("statistics", "stats", lambda _: "\n".join(table(rows)))
+        save("stats", rows, backend=kernel(backend()), wanted_for_vit_b=TARGETS)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import environment, publish, save
+from environment import environment, save, write_tables
 from stats import tensorboard, vit_shapes, wandb_recipe
 from torch import nn
 
@@ -275,9 +275,8 @@ def main() -> None:
     print("\n".join(table(cost, ENGLISH)))
     if not given.no_save:
         save("watch", {"record": size, "slowdown": cost})
-        publish(
-            "watch", "benchmarks/watch.py", {"en": table(cost, ENGLISH), "zh": table(cost, CHINESE)}
-        )
+        words = {"en": ENGLISH, "zh": CHINESE}
+        write_tables("watch", "watch", lambda language: "\n".join(table(cost, words[language])))
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from environment import environment, publish, save
+from environment import environment, save, write_tables
 from torch import Tensor, nn
 
 import learnables as ln
@@ -241,8 +241,10 @@ def main() -> int:
         inside = table(folder)
     if "--no-save" not in sys.argv:
         save("watch_gradients", rows, good=good, cells=len(rows))
-        pages = {"en": in_words(rows, ENGLISH), "zh": in_words(rows, CHINESE)}
-        publish("watch", "benchmarks/watch_gradients.py", pages)
+        words = {"en": ENGLISH, "zh": CHINESE}
+        write_tables(
+            "watch", "watch_gradients", lambda language: "\n".join(in_words(rows, words[language]))
+        )
     return good != len(rows) or not all(row["equal"] and row["skips marked"] for row in inside)
 
 
