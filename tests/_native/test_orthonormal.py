@@ -130,6 +130,7 @@ def test_only_the_rows_and_columns_of_the_matrix_are_written() -> None:
 def test_a_child_made_by_fork_can_call_it_too() -> None:
     code = (
         "import os, torch\n"
+        "torch.set_num_threads(1)\n"  # torch's own threads do not live through a fork
         "from learnables._native import orthonormal as s\n"
         "assert s.available()[0]\n"
         "def call():\n"
@@ -142,7 +143,8 @@ def test_a_child_made_by_fork_can_call_it_too() -> None:
         "    os._exit(0 if call() else 1)\n"
         "raise SystemExit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))\n"
     )
-    assert subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=False).returncode == 0
+    words = [sys.executable, "-W", "ignore", "-c", code]
+    assert subprocess.run(words, check=False, timeout=60).returncode == 0
 
 
 def test_without_the_kernel_the_twin_does_it(monkeypatch) -> None:
