@@ -79,6 +79,7 @@ def train(
     step: Callable[..., None], make: Any, observed: bool, evaluates: bool
 ) -> tuple[Net, Any, list[bool]]:
     torch.manual_seed(0)
+    before = globals_of_torch()
     with ln.observe(steps=3) if observed else torch.enable_grad() as seen:
         model = Net()  # built inside: there is nothing to find when the with is entered
         optimizer = make(model)
@@ -94,14 +95,13 @@ def train(
             if done[-1]:
                 after = globals_of_torch()  # while the with is still open
     if observed:
-        assert after == globals_of_torch() == BEFORE
+        assert after == globals_of_torch() == before
     return model, seen, done
 
 
 with ln.observe():  # what is imported lazily is imported now
     plain(nn.Linear(1, 1), torch.optim.SGD(nn.Linear(1, 1).parameters()), torch.ones(1, 1))
 ln.parameter(1)  # its hook, which is there for good, is no trace of an audit
-BEFORE = globals_of_torch()
 
 
 @pytest.mark.parametrize("evaluates", [False, True])
@@ -125,6 +125,7 @@ def test_exactly_what_is_wrong_is_found_and_training_is_bit_equal(
 
 def test_two_optimizers_take_turns() -> None:
     torch.manual_seed(0)
+    before = globals_of_torch()
     with ln.observe(steps=2) as seen:
         actor, critic = nn.Linear(4, 4), nn.Linear(4, 1)
         critic.spare = nn.Parameter(torch.zeros(1))
@@ -138,7 +139,7 @@ def test_two_optimizers_take_turns() -> None:
             first.zero_grad()
             critic(actor(x)).mean().backward()
             first.step()
-        assert globals_of_torch() == BEFORE
+        assert globals_of_torch() == before
     assert seen.report is not None
     assert [f.where for f in seen.report.findings if f.code == "LRN201"] == [["Linear_1.spare"]]
     assert not [f for f in seen.report.findings if f.severity == "error" and f.code != "LRN201"]
