@@ -8,7 +8,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-TABLES = [("sparse", "sparse"), ("dynamic", "dynamic"), ("rigl", "sparse")]  # script, page
+TABLES = [
+    ("sparse", "sparse"),
+    ("dynamic", "dynamic"),
+    ("rigl", "sparse"),
+    ("graft", "grafting"),
+]  # script, page
 
 
 @pytest.fixture
