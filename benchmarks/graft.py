@@ -15,12 +15,11 @@ the 95 % bootstrap interval of the median ratio.
 
 import argparse
 import os
-import random
 import statistics
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +32,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from tests.integrations.shim import ensure_torchvision
 
 import learnables as ln
+from learnables.nn.comparison import interval, paired
 
 PROMPTS = 8
 Call = Callable[[Tensor], Tensor]
@@ -107,32 +107,6 @@ def low_rank_by_hand(model: Any) -> Call:
     return model
 
 
-def compare(ours: Call, theirs: Call, x: Tensor, seconds: float) -> tuple[list[float], float]:
-    """Ratios ours / theirs of neighbouring runs, each pair in either order; median of theirs."""
-
-    def run(call: Call) -> float:
-        start = time.thread_time()
-        call(x)
-        return time.thread_time() - start
-
-    ratios, base = [], []
-    end = time.thread_time() + seconds
-    for call in (ours, theirs, ours, theirs):
-        call(x)
-    while time.thread_time() < end or len(ratios) < 10:
-        a, b, c, d = run(ours), run(theirs), run(theirs), run(ours)
-        ratios += [a / b, d / c]
-        base += [b, c]
-    return ratios, statistics.median(base)
-
-
-def interval(ratios: list[float], draws: int = 2000) -> tuple[float, float]:
-    """95 % bootstrap interval of the median."""
-    chance = random.Random(0)
-    medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(draws))
-    return medians[round(0.025 * draws)], medians[round(0.975 * draws) - 1]
-
-
 PAIRS: dict[str, tuple[Callable[[Any], Call], Callable[[Any], Call]]] = {
     "8 prompts, ln.graft": (by_graft, by_hand),
     "12 low-rank deltas, ln.graft": (low_rank_by_graft, low_rank_by_hand),
@@ -148,8 +122,10 @@ def overhead(seconds: float, size: int, batch: int) -> list[dict[str, Any]]:
         x = torch.randn(batch, 3, size, size)
         ours, base = make(vit(img_size=size)), make_base(vit(img_size=size))
         equal = torch.equal(ours(x), base(x))
-        ratios, median = compare(ours, base, x, seconds)
-        low, high = interval(ratios)
+        calls = (partial(base, x), partial(ours, x))
+        pairs = paired(*calls, torch.device("cpu"), seconds)
+        ratios, median = [b / a for a, b in pairs], statistics.median(a for a, _ in pairs)
+        low, high = interval(ratios, draws=2000)
         rows.append(
             {
                 "what": name,
@@ -343,7 +319,7 @@ def main() -> int:
     parser.add_argument("--overhead", action="store_true", help="the time only")
     parser.add_argument("--breaks", action="store_true", help="the graph breaks only")
     parser.add_argument("--table", action="store_true", help="write the files into the pages")
-    parser.add_argument("--seconds", type=float, default=30.0, help="CPU seconds for each pair")
+    parser.add_argument("--seconds", type=float, default=30.0, help="for each pair")
     parser.add_argument("--size", type=int, default=224, help="side of the images")
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--no-save", action="store_true")

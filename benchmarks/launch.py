@@ -11,7 +11,6 @@ Norms: one `learnables.statistics` of 96 sharded parameters, beside `full_tensor
 """
 
 import argparse
-import random
 import statistics
 import tempfile
 import time
@@ -28,6 +27,7 @@ from torch.distributed.fsdp import fully_shard
 
 import learnables as ln
 from learnables.launch import leave
+from learnables.nn.comparison import interval
 
 WIDTH, BLOCKS, BATCH, STEPS = 256, 6, 256, 3  # STEPS of each kind make one side of a pair
 SMALL = 16  # width of the 96 parameters whose norms are taken
@@ -151,13 +151,6 @@ def worker(rank: int, folder: str, pairs: int, kind: str) -> None:
     leave()
 
 
-def interval(ratios: list[float], draws: int = 4000) -> tuple[float, float]:
-    """95 % bootstrap interval of the median."""
-    chance = random.Random(0)
-    medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(draws))
-    return medians[round(0.025 * draws)], medians[round(0.975 * draws) - 1]
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--pairs", type=int, default=40)
@@ -169,7 +162,7 @@ def main() -> None:
     rows: dict[str, Any] = {}
     for name in ("ddp", "fsdp2"):
         ratios = [ours / plain for plain, ours in found[name]]
-        low, high = interval(ratios)
+        low, high = interval(ratios, draws=4000)
         step = statistics.median(plain for plain, _ in found[name]) / STEPS
         rows[f"prepare, {name}"] = {
             "plain step, s": step,
@@ -183,7 +176,7 @@ def main() -> None:
             f"{step * 1e3:.1f} ms; 95 %: {low:.3f} to {high:.3f}, {len(ratios)} pairs"
         )
     ratios = [naive / packed for naive, packed in found["norms"]]
-    low, high = interval(ratios)
+    low, high = interval(ratios, draws=4000)
     rows["norms of 96 parameters"] = {
         "one by one, s": statistics.median(naive for naive, _ in found["norms"]),
         "packed, s": statistics.median(packed for _, packed in found["norms"]),

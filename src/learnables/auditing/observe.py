@@ -26,6 +26,7 @@ from learnables._torch import (
     reduction_of,
     registered,
     sequence_now,
+    tensors_in,
 )
 from learnables.auditing.evidence import (
     Amount,
@@ -38,7 +39,7 @@ from learnables.auditing.evidence import (
     Phase,
     amount_of,
 )
-from learnables.auditing.memory import checksum, tensors_in
+from learnables.auditing.memory import checksum
 from learnables.auditing.patches import Patches
 from learnables.auditing.places import users_line
 from learnables.auditing.probes import check_functions

@@ -15,7 +15,7 @@ a value lives on without graph. A parameter without a useful gradient then has o
 import re
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from types import CodeType
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from learnables._torch import is_dtensor, leaves_of, remove_function_mode, sequence_now
+from learnables._torch import is_dtensor, leaves_of, remove_function_mode, sequence_now, tensors_in
 from learnables.auditing.evidence import Ending
 from learnables.auditing.patches import Patches
 from learnables.auditing.places import is_users
@@ -204,7 +204,7 @@ class Trace(TorchFunctionMode):
         if bits and self.on_graph is not None and torch.is_grad_enabled():
             before = sequence_now()
             out = func(*args, **kwargs)
-            if any(x.requires_grad for x in _tensors((out,))):
+            if any(x.requires_grad for x in tensors_in((out,))):
                 self._tell_of_graph(before)
                 bits, dead, inputs = self._gather(args, kwargs)
         else:
@@ -222,10 +222,10 @@ class Trace(TorchFunctionMode):
         """What the inputs depend on, and the tensors among them."""
         bits = dead = 0
         inputs: list[Tensor] = []
-        for x in _tensors(args):
+        for x in tensors_in(args):
             inputs.append(x)
         if kwargs:
-            inputs.extend(_tensors(kwargs.values()))
+            inputs.extend(tensors_in(kwargs.values()))
         for x in inputs:
             own = self._bit.get(id(x), 0)
             if not own and self._stand_ins is not None and isinstance(x, torch.nn.Parameter):
@@ -260,7 +260,7 @@ class Trace(TorchFunctionMode):
         kwargs: dict[str, Any],
         out: Any,
     ) -> None:
-        outs = list(_tensors((out,)))
+        outs = list(tensors_in((out,)))
         if kind == _IN_PLACE and not outs and args and isinstance(args[0], Tensor):
             outs = [args[0]]  # __setitem__ gives nothing back
         alive = [x for x in outs if x.requires_grad]
@@ -334,7 +334,7 @@ class Trace(TorchFunctionMode):
 
     def _keep_function(self, cls: type, args: Any, kwargs: dict[str, Any]) -> None:
         """Keep the inputs of a user's Function, for the probe that checks its derivative."""
-        small = sum(x.numel() for x in _tensors(args)) <= 1 << 16
+        small = sum(x.numel() for x in tensors_in(args)) <= 1 << 16
         if small and not kwargs:
             code, line = _users_frame()
             at = f"{code.co_filename}:{line}" if code is not None else None
@@ -541,16 +541,6 @@ def _kind_of(func: Any) -> tuple[str, int]:
         return name, _NORMAL if name.startswith(("_foreach", "_thnn", "_weight")) else _IGNORED
     in_place = (name.endswith("_") and not name.endswith("__")) or name == "__setitem__"
     return name, _IN_PLACE if in_place or name.startswith("__i") else _NORMAL
-
-
-def _tensors(tree: Iterable[Any]) -> Iterator[Tensor]:
-    for x in tree:
-        if isinstance(x, Tensor):
-            yield x
-        elif isinstance(x, (list, tuple)):
-            yield from _tensors(x)
-        elif isinstance(x, dict):
-            yield from _tensors(x.values())
 
 
 _users_code: dict[CodeType, bool] = {}

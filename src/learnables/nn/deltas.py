@@ -140,12 +140,7 @@ class LowRankDelta(Component):
         Raises:
             ShapeError: The parameter has another shape.
         """
-        if weight.shape != self.shape:
-            raise ShapeError(
-                "the delta has another shape than the parameter",
-                found=f"delta {tuple(self.shape)}",
-                wanted=f"parameter {tuple(weight.shape)}",
-            )
+        _check_fit(self.shape, weight)
         if len(self.chosen) == len(self.sizes) == 1:
             delta = self.up if self.rank == 0 else self.up @ self.down  # (…, O, I)
             return weight + self._as_weight(self.scale * delta).to(weight.dtype)
@@ -239,12 +234,7 @@ class BlockSparseDelta(Component):
         Raises:
             ShapeError: The parameter has another shape.
         """
-        if weight.shape != self.shape:
-            raise ShapeError(
-                "the delta has another shape than the parameter",
-                found=f"delta {tuple(self.shape)}",
-                wanted=f"parameter {tuple(weight.shape)}",
-            )
+        _check_fit(self.shape, weight)
         return weight + (self.scale * self.blocks.dense()).to(weight.dtype)
 
     def extra_repr(self) -> str:
@@ -266,3 +256,12 @@ def _cut(rows: int, sections: int | Sequence[int] | None) -> tuple[int, ...]:
             wanted=f"{rows} rows",
         )
     return sizes
+
+
+def _check_fit(shape: torch.Size, weight: Tensor) -> None:
+    if weight.shape != shape:
+        raise ShapeError(
+            "the delta has another shape than the parameter",
+            found=f"delta {tuple(shape)}",
+            wanted=f"parameter {tuple(weight.shape)}",
+        )

@@ -421,16 +421,7 @@ def _widen_(
     bits of NaN.
     """
     halves = [None] * len(wide) if lower is None else list(lower)
-    quick = [_fits(*tensors) for tensors in zip(wide, narrow, halves, strict=True)]
-    if any(quick):
-        native.run_(
-            native.WIDEN,
-            list(compress(wide, quick)),
-            list(compress(narrow, quick)),
-            list(compress(halves, quick)),
-            threads=torch.get_num_threads(),
-        )
-    slow = [not fits for fits in quick]
+    slow = _left_by_kernel(native.WIDEN, wide, narrow, halves)
     copy_all_(list(compress(wide, slow)), list(compress(narrow, slow)))
     rest = zip(wide, narrow, halves, slow, strict=True)
     carrying = [(x, y, z) for x, y, z, is_slow in rest if is_slow and z is not None]
@@ -440,16 +431,7 @@ def _widen_(
 
 def _narrow_(narrow: list[Tensor], wide: list[Tensor], lower: list[Tensor]) -> None:
     """Round float32 to nearest, ties away from 0, and keep the lower halves; spoils ``wide``."""
-    quick = [_fits(*tensors) for tensors in zip(wide, narrow, lower, strict=True)]
-    if any(quick):
-        native.run_(
-            native.NARROW,
-            list(compress(wide, quick)),
-            list(compress(narrow, quick)),
-            list(compress(lower, quick)),
-            threads=torch.get_num_threads(),
-        )
-    slow = [not fits for fits in quick]
+    slow = _left_by_kernel(native.NARROW, wide, narrow, lower)
     wide = list(compress(wide, slow))
     for x in wide:
         x.nan_to_num_(nan=torch.nan, posinf=torch.inf, neginf=-torch.inf)  # one NaN: no overflow
@@ -457,6 +439,25 @@ def _narrow_(narrow: list[Tensor], wide: list[Tensor], lower: list[Tensor]) -> N
     add_to_all_([x.view(torch.int32) for x in wide], _HALF)
     to = [x.view(torch.int16) for x in compress(narrow, slow)]
     copy_all_(to, [_half(x, _HIGH) for x in wide])
+
+
+def _left_by_kernel(
+    operation: int,
+    wide: Sequence[Tensor],
+    narrow: Sequence[Tensor],
+    lower: Sequence[Tensor | None],
+) -> list[bool]:
+    """Run the native kernel where it fits; which tensors it has left to do."""
+    quick = [_fits(*tensors) for tensors in zip(wide, narrow, lower, strict=True)]
+    if any(quick):
+        native.run_(
+            operation,
+            list(compress(wide, quick)),
+            list(compress(narrow, quick)),
+            list(compress(lower, quick)),
+            threads=torch.get_num_threads(),
+        )
+    return [not fits for fits in quick]
 
 
 def _fits(wide: Tensor, narrow: Tensor, lower: Tensor | None = None) -> bool:

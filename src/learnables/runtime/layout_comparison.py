@@ -4,7 +4,6 @@
 """
 
 import math
-import random
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,10 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from learnables.nn.comparison import paired
+from learnables.nn.comparison import interval, paired
 
 _LEAST = 0.02  # a difference below it is not worth a layout, however sure it is
-_DRAWS = 1000
 
 
 @final
@@ -225,12 +223,7 @@ def _task(
 
 def _ratio(pairs: Sequence[tuple[float, float]]) -> Ratio:
     ratios = [own / base for base, own in pairs]
-    chance = random.Random(0)
-    medians = sorted(
-        statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(_DRAWS)
-    )
-    low, high = medians[round(0.025 * _DRAWS)], medians[round(0.975 * _DRAWS) - 1]
-    return Ratio(statistics.median(ratios), low, high, len(ratios))
+    return Ratio(statistics.median(ratios), *interval(ratios), len(ratios))
 
 
 def _noise(same: Ratio) -> float:

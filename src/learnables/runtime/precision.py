@@ -8,7 +8,7 @@ stream is float32, is kept for the backward as float32, and no line says so.
 
 import sys
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from learnables._torch import tensors_in
 from learnables.entries import entries
 
 _OUTSIDE = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
@@ -139,10 +140,10 @@ class Judge:
         joins = op in _JOINING
         if not joins and op not in _PASSING:
             return
-        wide = [out for out in _tensors((result,)) if out.dtype is torch.float32]
+        wide = [out for out in tensors_in((result,)) if out.dtype is torch.float32]
         if not wide:
             return
-        inputs = [x for x in _tensors((args, kwargs)) if x.is_floating_point()]
+        inputs = [x for x in tensors_in((args, kwargs)) if x.is_floating_point()]
         labels = [(x, self._label_of(x)) for x in inputs]
         blamed = [label for x, label in labels if label is not None and x.dtype is torch.float32]
         if not blamed:
@@ -286,16 +287,6 @@ class _Looking(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         self.judge.look(func, args, kwargs or {}, result)
         return result
-
-
-def _tensors(things: Iterable[Any]) -> Iterator[Tensor]:
-    for thing in things:
-        if isinstance(thing, Tensor):
-            yield thing
-        elif isinstance(thing, (list, tuple)):
-            yield from _tensors(thing)
-        elif isinstance(thing, dict):
-            yield from _tensors(thing.values())
 
 
 def _line() -> str:

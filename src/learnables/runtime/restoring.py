@@ -13,7 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables._torch import distribute_like, gather, is_dtensor, storage_key, without_wrappers
+from learnables._torch import (
+    distribute_like,
+    gather,
+    is_dtensor,
+    storage_key,
+    tensors_in,
+    without_wrappers,
+)
 from learnables.entries import entries
 from learnables.errors import CheckpointError, LearnablesError, warn
 from learnables.notes import note_of, put_note
@@ -164,7 +171,7 @@ def _likes(
     likes: dict[str, Tensor | None] = {}
 
     def want(found: object, like: Tensor | None) -> None:
-        for x in _tensors_in(found):
+        for x in tensors_in((found,)):
             if (key := shards.key_of(x)) is not None:
                 likes.setdefault(key, like)
 
@@ -178,15 +185,6 @@ def _likes(
         if name in walk:
             want(value, walk[name].initial)
     return likes
-
-
-def _tensors_in(value: Any) -> list[Tensor]:
-    if isinstance(value, Tensor):
-        return [value]
-    parts = value.values() if isinstance(value, dict) else value
-    return (
-        [x for p in parts for x in _tensors_in(p)] if isinstance(value, (dict, list, tuple)) else []
-    )
 
 
 class _Allowed:
