@@ -7,10 +7,12 @@ blocks.
 
 Norms: one `learnables.statistics` of 96 sharded parameters, beside `full_tensor().item()` of each.
 
-    python benchmarks/launch.py [--pairs 40] [--device cuda]
+    python benchmarks/launch.py [--pairs 200] [--device cuda]  # three minutes on two cores
+    python benchmarks/launch.py --table                        # write the file into the docs pages
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
@@ -21,7 +23,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from environment import save
+from environment import RESULTS, save, where, write_tables
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 
@@ -29,7 +31,7 @@ import learnables as ln
 from learnables.launch import leave
 from learnables.nn.comparison import interval
 
-WIDTH, BLOCKS, BATCH, STEPS = 256, 6, 256, 3  # STEPS of each kind make one side of a pair
+WIDTH, BLOCKS, BATCH = 256, 6, 256
 SMALL = 16  # width of the 96 parameters whose norms are taken
 
 
@@ -70,15 +72,13 @@ def by_hand(strategy: str, device: torch.device) -> tuple[nn.Module, torch.optim
     return model, adam(model)
 
 
-def looping(
-    model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor
-) -> Callable[[], list[None]]:
+def looping(model: nn.Module, optimizer: torch.optim.Optimizer, x: Tensor) -> Callable[[], None]:
     def step() -> None:
         optimizer.zero_grad()
         model(x).square().mean().backward()
         optimizer.step()
 
-    return lambda: [step() for _ in range(STEPS)]
+    return step
 
 
 def seconds(task: Callable[[], object], device: torch.device) -> float:
@@ -151,11 +151,48 @@ def worker(rank: int, folder: str, pairs: int, kind: str) -> None:
     leave()
 
 
+WORDS = {
+    "en": {
+        "head": "| | ratio | 95 % | pairs |",
+        "step": "a step after `prepare` ÷ the same step wrapped by hand, {name}",
+        "norms": "norms of 96 sharded parameters, `full_tensor().item()` of each ÷ `ln.statistics`",
+        "where": "Two processes over gloo ",
+    },
+    "zh": {
+        "head": "| | 比值 | 95 % | 对数 |",
+        "step": "`prepare` 之后的一步 ÷ 手工包装的同一步，{name}",
+        "norms": "96 个分片参数的范数：逐个 `full_tensor().item()` ÷ `ln.statistics`",
+        "where": "两个进程，gloo",
+    },
+}
+
+
+def table(language: str) -> str:
+    told = json.loads((RESULTS / "launch.json").read_text())
+    words, lines = WORDS[language], []
+    for key, row in told["rows"].items():
+        packed = "times as fast" in row
+        name = words["norms"] if packed else words["step"].format(name=key.split(", ")[1])
+        ratio = row["times as fast"] if packed else row["ratio"]
+        digits = 1 if packed else 3
+        low, high = row["low 95 %"], row["high 95 %"]
+        lines.append(
+            f"| {name} | {ratio:.{digits}f} | {low:.{digits}f}–{high:.{digits}f} | {row['pairs']} |"
+        )
+    here = words["where"] + where(told["environment"], language)
+    return "\n".join(["", words["head"], "|---|---|---|---|", *lines, "", here, ""])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--pairs", type=int, default=40)
+    parser.add_argument("--table", action="store_true", help="write the tables, measure nothing")
+    parser.add_argument("--pairs", type=int, default=200)
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     wanted = parser.parse_args()
+    if wanted.table:
+        write_tables("many-processes", "launch", table)
+        return
+    torch.set_num_threads(1)  # as the workers do, for the record
     with tempfile.TemporaryDirectory() as folder:
         mp.spawn(worker, (folder, wanted.pairs, wanted.device), nprocs=2)
         found = torch.load(f"{folder}/found.pt", weights_only=True)
@@ -163,7 +200,7 @@ def main() -> None:
     for name in ("ddp", "fsdp2"):
         ratios = [ours / plain for plain, ours in found[name]]
         low, high = interval(ratios, draws=4000)
-        step = statistics.median(plain for plain, _ in found[name]) / STEPS
+        step = statistics.median(plain for plain, _ in found[name])
         rows[f"prepare, {name}"] = {
             "plain step, s": step,
             "ratio": statistics.median(ratios),

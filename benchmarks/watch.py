@@ -1,21 +1,23 @@
 """What watching costs: bytes of a record, seconds of a look, slowdown of ``learnables train vit``.
 
-    python benchmarks/watch.py [--epochs N] [--threads N] [--no-save]
+    python benchmarks/watch.py [--rounds N] [--threads N] [--no-save]
 
 The slowdown is that of the recipe itself: its own loop over the digits, from the first step to the
-last, with the watcher it has by default, without any, and with two peers. All four run in one
-process, an epoch each in turns, so that whatever the machine does hits all alike; an epoch with the
-watcher and the one without beside it are a pair. Both the clock of the CPU and that on the wall are
-read; the first is blind to neighbours. Writes results/watch.json and the tables in
-docs/*/watch.md.
+last. One model is trained; the watcher that the recipe has by default, two peers and twice nobody
+take turns in watching it, two steps each. Two models side by side would not do: where their memory
+happens to lie makes one of them quicker than its twin by more than watching costs. In a round of
+five epochs each has every place within an epoch once, so each meets all that the loop does; who
+follows whom changes from round to round. A pair is what one of them and nobody took of a round.
+What twice nobody differ by is the noise. Both the clock of the CPU and that on the wall are read;
+the first is blind to neighbours. Writes results/watch.json and the tables in docs/*/watch.md.
 """
 
 import argparse
 import itertools
+import math
 import sqlite3
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,12 +30,12 @@ from torch import nn
 
 import learnables as ln
 from learnables.recipes.vit.config import Config
-from learnables.recipes.vit.crew import Crew, assemble
-from learnables.recipes.vit.data import ImageSet, load_images
+from learnables.recipes.vit.crew import assemble
+from learnables.recipes.vit.data import load_images
 from learnables.recipes.vit.interrupt import Interrupt
 from learnables.recipes.vit.progress import Silent
 from learnables.recipes.vit.train import Job, loop
-from learnables.watching import Run, Watcher
+from learnables.watching import Run
 
 PEER_EVERY = Config().watch_every  # steps: as often as the recipe asks of its watcher
 
@@ -59,84 +61,120 @@ def record() -> dict[str, float]:
     return {"bytes": size, "look_seconds": seconds, "parameters": len(list(model.parameters()))}
 
 
-class Unwatched:
-    """Stands where the loop has its watcher."""
-
-    def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        pass
-
-
-class Turns(Silent):
-    """Shows nothing, but at the end of each epoch notes what it took and lets the next one train.
-
-    Attributes:
-        wall: Seconds of each epoch.
-        cpu: Seconds of all threads, of each epoch; only one loop runs at a time.
-    """
+class Nobody:
+    """A contender that watches nothing."""
 
     def __init__(self, name: str) -> None:
-        self.name, self.wall, self.cpu = name, [], []
-        self.go, self.rested = threading.Semaphore(0), threading.Semaphore(0)
-        self.watcher: Watcher | None = None
-        self.failure: BaseException | None = None
+        self.name = name
 
-    def begin(self) -> None:
-        left = time.perf_counter()
-        self.go.acquire()
-        self.clocks = time.perf_counter(), time.process_time()
-        if self.watcher is not None and self.watcher._resumed_at is not None:
-            self.watcher._resumed_at += self.clocks[0] - left  # to its governor, no time has passed
+    def on(self) -> None:
+        """Begin to watch, or go on."""
 
-    def epoch(self, epoch: int, accuracy: float) -> None:
-        self.wall.append(time.perf_counter() - self.clocks[0])
-        self.cpu.append(time.process_time() - self.clocks[1])
-        self.rested.release()
-        self.begin()
+    def off(self) -> None:
+        """Stop for a while, and leave nothing behind in the optimizer."""
+
+    def log_scalars(self, values: Mapping[str, float]) -> None:
+        """What the loop has to say."""
 
 
-def peer(job: Job, look: Callable[[list[torch.Tensor]], object]) -> None:
-    """Have ``look`` called with parameters and gradients every so many steps."""
-    steps = itertools.count(1)
+class Peer(Nobody):
+    """``look`` is called with parameters and gradients every so many steps."""
 
-    def hook(*_: object) -> None:
-        if next(steps) % PEER_EVERY == 0:
-            params = [p for p in job.model.parameters() if p.grad is not None]
-            look([p.detach() for p in params] + [p.grad for p in params if p.grad is not None])
+    def __init__(self, name: str, job: Job, look: Callable[[list[torch.Tensor]], object]) -> None:
+        super().__init__(name)
+        self.job, self.look, self.steps = job, look, itertools.count(1)
 
-    job.optimizer.register_step_pre_hook(hook)
+    def on(self) -> None:
+        self.handle = self.job.optimizer.register_step_pre_hook(self.hook)
 
+    def off(self) -> None:
+        self.handle.remove()
 
-def run_one(
-    turns: Turns, config: Config, crew: Crew, images: ImageSet, folder: Path, threads: int
-) -> None:
-    """Train from the first step to the last, an epoch whenever it is our turn."""
-    torch.set_num_threads(threads)
-    turns.go.acquire()  # while the job is made nobody else draws random numbers
-    job = Job(config, crew, images)
-    watcher: Any = Unwatched()
-    if turns.name == "watched":
-        watcher = turns.watcher = job.watch(folder / turns.name, 0, turns)
-    elif turns.name == "TensorBoard add_histogram":
-        peer(job, tensorboard())
-    elif turns.name == "wandb.watch recipe":
-        peer(job, wandb_recipe)
-    turns.rested.release()
-    try:
-        turns.begin()
-        loop(job, 0, folder, watcher, turns, Interrupt())
-    except BaseException as error:
-        turns.failure = error
-        turns.rested.release()
-    if turns.watcher is not None:
-        turns.watcher.close()
+    def hook(self, *_: object) -> None:
+        if next(self.steps) % PEER_EVERY == 0:
+            params = [p for p in self.job.model.parameters() if p.grad is not None]
+            self.look([p.detach() for p in params] + [p.grad for p in params if p.grad is not None])
 
 
-NAMES = ("not watched", "watched", "TensorBoard add_histogram", "wandb.watch recipe")
+class Ours(Nobody):
+    """The watcher that the recipe makes; while it is off, no time passes to its governor."""
+
+    def __init__(self, name: str, job: Job, folder: Path) -> None:
+        super().__init__(name)
+        self.optimizer, self.watcher = job.optimizer, job.watch(folder, 0, Silent())
+        (self.handle,) = self.watcher._handles.values()
+        self.off()
+
+    def on(self) -> None:
+        self.optimizer._optimizer_step_pre_hooks[self.handle.id] = self.hook
+        if self.watcher._resumed_at is not None:
+            self.watcher._resumed_at += time.perf_counter() - self.left
+
+    def off(self) -> None:
+        self.watcher._remove_after(self.optimizer)
+        self.hook = self.optimizer._optimizer_step_pre_hooks.pop(self.handle.id)
+        self.left = time.perf_counter()
+
+    def log_scalars(self, values: Mapping[str, float]) -> None:
+        self.watcher.log_scalars(self.watcher.step, values)
 
 
-def slowdown(epochs: int, threads: int) -> dict[str, Any]:
-    """Train all of them side by side; what each costs beside the one that is not watched."""
-    config = Config(epochs=epochs, save_seconds=1e9, device="cpu")
+class Turns:
+    """Stands where the loop has its watcher, and lets the contenders take turns.
+
+    Attributes:
+        wall: Contender → seconds of each round, from the first step of its turns to the next turn.
+        cpu: The same by the clock of the process.
+    """
+
+    def __init__(self, contenders: list[Nobody], job: Job) -> None:
+        many, turns = len(contenders), job.steps_per_epoch // STEPS
+        if job.steps_per_epoch % STEPS or math.gcd(many, turns) > 1:
+            raise ValueError(f"{many} contenders do not each meet all {turns} turns of an epoch")
+        self.contenders, self.round = contenders, many * job.steps_per_epoch
+        self.wall: dict[str, list[float]] = {c.name: [] for c in contenders}
+        self.cpu: dict[str, list[float]] = {c.name: [] for c in contenders}
+        self.at, self.step = self.contender(0), job.step
+        job.step = self.one
+
+    def contender(self, step: int) -> Nobody:
+        many = len(self.contenders)
+        stride = 1 + step // self.round % (many - 1)
+        return self.contenders[step // STEPS * stride % many]
+
+    def one(self, step: int) -> torch.Tensor:
+        """A step of the job, by whose turn it is."""
+        if step % STEPS == 0:
+            if step:
+                self.end(step - 1)
+            self.at = self.contender(step)
+            self.at.on()
+            self.clocks = time.perf_counter(), time.process_time()
+        return self.step(step)
+
+    def end(self, step: int) -> None:
+        """The turn that ``step`` belongs to is over."""
+        spent = time.perf_counter() - self.clocks[0], time.process_time() - self.clocks[1]
+        self.at.off()
+        round_ = step // self.round
+        for clock, seconds in zip((self.wall, self.cpu), spent, strict=True):
+            rounds = clock[self.at.name]
+            if len(rounds) == round_:
+                rounds.append(seconds)
+            else:
+                rounds[round_] += seconds
+
+    def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
+        self.at.log_scalars(values)
+
+
+STEPS = 2  # of a turn
+NOBODY, NOISE = "not watched", "not watched, again"
+
+
+def slowdown(rounds: int, threads: int) -> dict[str, Any]:
+    """Train while all of them take turns; what each costs beside nobody."""
+    config = Config(epochs=5 * rounds, save_seconds=1e9, device="cpu")
     with tempfile.TemporaryDirectory() as folder, assemble("cpu") as crew:
         images = load_images(
             config.data,
@@ -144,34 +182,29 @@ def slowdown(epochs: int, threads: int) -> dict[str, Any]:
             image_size=config.image_size,
             channels=config.channels,
         )
-        all_turns = [Turns(name) for name in NAMES]
-        workers = [
-            threading.Thread(
-                target=run_one, args=(turns, config, crew, images, Path(folder), threads)
-            )
-            for turns in all_turns
-        ]
-        for worker in workers:
-            worker.start()
-        for number in range(epochs + 2):  # the first is for making the job, the last for ending it
-            for i in range(len(NAMES)):
-                turns = all_turns[(i + number) % len(NAMES)]
-                turns.go.release()
-                if number <= epochs:
-                    turns.rested.acquire()
-                if turns.failure is not None:
-                    raise turns.failure
-        for worker in workers:
-            worker.join()
-        plain, watched = all_turns[:2]
-        assert watched.watcher is not None
-        assert watched.watcher.failed is None
-        looks = [o.step for o in watched.watcher.run().observations]
-        overhead = watched.watcher.governor.overhead
-    steps = watched.watcher.step
+        job = Job(config, crew, images)
+        ours = Ours("watched", job, Path(folder))
+        turns = Turns(
+            [
+                Nobody(NOBODY),
+                ours,
+                Peer("TensorBoard add_histogram", job, tensorboard()),
+                Nobody(NOISE),
+                Peer("wandb.watch recipe", job, wandb_recipe),
+            ],
+            job,
+        )
+        watching: Any = turns
+        loop(job, 0, Path(folder), watching, Silent(), Interrupt())
+        turns.end(job.steps - 1)
+        ours.on()
+        assert ours.watcher.failed is None
+        looks = [o.step for o in ours.watcher.run().observations]
+        overhead, steps = ours.watcher.governor.overhead, ours.watcher.step
+        ours.watcher.close()
     gaps = [b - a for a, b in itertools.pairwise(looks)]
     return {
-        "epochs": epochs,
+        "rounds": rounds,
         "steps": steps,
         "threads": threads,
         "asked_every": config.watch_every,
@@ -180,9 +213,12 @@ def slowdown(epochs: int, threads: int) -> dict[str, Any]:
         "chosen_interval": statistics.median(gaps) if gaps else None,
         "governors_own_account": overhead,
         "rows": [
-            {"name": turns.name, "cpu": against(turns.cpu, plain.cpu)}
-            | {"wall": against(turns.wall, plain.wall)}
-            for turns in all_turns[1:]
+            {
+                "name": name,
+                "cpu": against(turns.cpu[name], turns.cpu[NOBODY]),
+                "wall": against(turns.wall[name], turns.wall[NOBODY]),
+            }
+            for name in ("watched", "TensorBoard add_histogram", "wandb.watch recipe", NOISE)
         ],
     }
 
@@ -210,7 +246,9 @@ def table(cost: dict[str, Any], words: dict[str, str]) -> list[str]:
         name = words.get(row["name"], row["name"])
         cpu, wall = row["cpu"], row["wall"]
         done = f"{cost['looks']}, {words['every']} {every:g}"
-        if row["name"] != "watched":
+        if row["name"] == NOISE:
+            done = ""
+        elif row["name"] != "watched":
             done = f"{cost['steps'] // PEER_EVERY}, {words['every']} {PEER_EVERY}"
         lines.append(
             f"| {name} | {cpu['mean']:.2%} | {cpu['upper_95']:.2%} | {wall['mean']:.2%} | {done} |"
@@ -233,11 +271,12 @@ ENGLISH = {
     "watched": "`ln.watch` as the recipe has it",
     "TensorBoard add_histogram": "TensorBoard `add_histogram`, parameters and gradients",
     "wandb.watch recipe": "what `wandb.watch` does to each tensor",
+    NOISE: "nobody, again: the noise",
     "where": (
-        "The whole recipe on the digits, {steps} steps, {pairs} pairs of epochs in turns; {cpu}, "
-        "{threads} thread, torch {torch}, {date}. The recipe asks for a look every {asked_every} "
-        "steps and allows {budget:.0%}; by the governor's own account it took "
-        "{governors_own_account:.2%}."
+        "The whole recipe on the digits, {steps} steps by each in {pairs} rounds of turns, with "
+        "nobody in between; {cpu}, {threads} thread, torch {torch}, {date}. The recipe asks for a "
+        "look every {asked_every} steps and allows {budget:.0%}; by the governor's own account it "
+        "took {governors_own_account:.2%}."
     ),
 }
 CHINESE = {
@@ -253,8 +292,9 @@ CHINESE = {
     "watched": "示例训练默认的 `ln.watch`",
     "TensorBoard add_histogram": "TensorBoard `add_histogram`，参数与梯度",
     "wandb.watch recipe": "`wandb.watch` 对每个张量所做的事",
+    NOISE: "仍不观测：即噪声",
     "where": (
-        "完整的示例训练（digits），{steps} 步，{pairs} 对轮流进行的 epoch；{cpu}，{threads} 线程，"
+        "完整的示例训练（digits），各 {steps} 步，分 {pairs} 轮交替进行；{cpu}，{threads} 线程，"
         "torch {torch}，{date}。示例要求每 {asked_every} 步观测一次，允许占用 {budget:.0%}；"
         "调速器自己的账上用了 {governors_own_account:.2%}。"
     ),
@@ -263,12 +303,12 @@ CHINESE = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--epochs", type=int, default=60, help="pairs, at least 20 to publish")
+    parser.add_argument("--rounds", type=int, default=60, help="pairs, at least 20 to publish")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-save", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(given.threads)
-    size, cost = record(), slowdown(given.epochs, given.threads)
+    size, cost = record(), slowdown(given.rounds, given.threads)
     print(
         f"record of one look at ViT-B: {size['bytes'] / 1000:.1f} kB, {size['look_seconds']:.2f} s"
     )

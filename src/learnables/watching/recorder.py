@@ -300,16 +300,19 @@ class Watcher:
             self.governor.stepped(self._trained + begun - self._resumed_at)
         self._trained = 0.0
         changed: _Step | None = None
-        looks = False
+        looks = checks = False
         with self._failing_open(), torch.no_grad():
             if not self._shared:  # ranks that share a look must read it at the same step
                 self._drain()
             self._counts[id(optimizer)] += 1
             self._logged_since = 0
             looks = self._opens(optimizer)
-            if looks or self.governor.watches(self._counts[id(optimizer)]):
+            checks = looks or self.governor.watches(self._counts[id(optimizer)])
+            if checks:
                 changed = self._look(optimizer, args, kwargs, looks, begun)
         self._resumed_at = time.perf_counter()
+        if not checks:  # what asking whether to look took
+            self.governor.wrote(self._resumed_at - begun)
         self._announce()
         return changed
 
