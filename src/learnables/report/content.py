@@ -3,6 +3,7 @@
 import json
 import math
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -200,7 +201,9 @@ def _add_facts(page: Content, run: Run) -> None:
         page.facts.append(("watching cost", f"{cost:.2%} of the training time"))
     skips = sum(o.skips for o in run.observations)
     if skips:
-        page.facts.append(("skipped steps", str(skips)))
+        blamed = Counter(name for names in run.overflows.values() for name in names)
+        worst = f", {blamed.most_common(1)[0][0]} in {blamed.most_common(1)[0][1]}"
+        page.facts.append(("skipped steps", f"{skips}{worst if blamed else ''}"))
     number = len(run.observations)
     looks = f"No alarm in {number} look{'s' * (number != 1)}."
     page.clean = f"{page.clean} {looks}".strip()

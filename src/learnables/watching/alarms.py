@@ -183,7 +183,7 @@ class Judge:
         self._norms: deque[float] = deque(maxlen=200)
         self._last_step = 0
         self._overflows: Counter[str] = Counter()
-        self._looks_at_skips = 0
+        self._named_skips = 0
         self._window = np.zeros(2, int)  # steps and skips not judged yet
         self._last_sighting = -(10**9)
         self._zeros: Array = np.zeros(0)
@@ -279,10 +279,9 @@ class Judge:
                 self._norms.append(norm)
 
     def _skips(self, o: Observation) -> Iterator[Alarm]:
-        if o.skipped and "gradient" in o.rows:  # measured at this look anyway
-            bad = o.rows["gradient"].moments["nonfinite"] > 0
-            self._overflows.update(o.names[i] for i in np.flatnonzero(bad))
-            self._looks_at_skips += 1
+        for rows in o.overflows.values():
+            self._overflows.update(o.names[i] for i in rows)
+            self._named_skips += bool(rows)
         self._window += np.array([o.step - self._last_step, o.skips])
         steps, skips = map(int, self._window)
         if steps < 10:
@@ -292,8 +291,8 @@ class Judge:
             most = self._overflows.most_common(1)
             share = f"{len(self._overflows)} of {len(o.names)} parameters"
             whose = (
-                f"; in {self._looks_at_skips} skipped steps that were looked at, the gradients of "
-                f"{share} were not finite, this one's in {most[0][1]}"
+                f"; in {self._named_skips} skipped steps the gradients of {share} were not finite, "
+                f"this one's in {most[0][1]}"
                 if most
                 else ""
             )

@@ -16,7 +16,7 @@ from learnables.stats import Statistics, statistics
 from learnables.watching.encoding import Array
 from learnables.watching.gradient import Consumption, consumed, consumption, learning_rates
 from learnables.watching.observation import BINS, MOMENTS, Filled, Rows
-from learnables.watching.sentinel import Sentinel
+from learnables.watching.sentinel import Sentinel, overflows
 
 _NONE = torch.zeros((), dtype=torch.int64)
 _HALF = {torch.float16: 10.0, torch.bfloat16: 7.0}  # binary digits of the mantissa
@@ -137,6 +137,7 @@ class Arrived:
     steps: list[int]
     squares: list[float]
     skips: int
+    overflows: dict[int, tuple[int, ...]]
     first: list[list[float]]
     clocks: list[float]
 
@@ -188,7 +189,9 @@ class Packed:
         still = {index: x for part in parts for index, x in part.still.items()}
         defects = {index: x for part in parts for index, x in part.defects.items()}
         self._still, self._defects = list(still), list(defects)
-        self._steps, sums["sentinel"], first = sentinel.take()
+        taken = sentinel.take()
+        self._steps, sums["squares"], first = taken.steps, taken.squares, taken.first
+        most["overflows"] = taken.overflows
         sums["still"] = _row(still.values(), home)
         most["defects"] = _row(defects.values(), home)
         most["overflow"] = _row([p.how.overflow for p in parts if p.how.overflow is not None], home)
@@ -246,7 +249,7 @@ class Packed:
             moments = rows["gradient"].moments
             with np.errstate(invalid="ignore", divide="ignore"):
                 columns["lost"] = column / (moments["count"] - moments["zeros"])
-        *squares, skips = got["+sentinel"].tolist()
+        skips, named = overflows(got["^overflows"].tolist(), self._total)
         first = (-got["^first"]).reshape(3, -1).tolist()
         return Arrived(
             rows=rows,
@@ -254,8 +257,9 @@ class Packed:
             skipped=skipped,
             scale=max(got["^scale"].tolist(), default=1.0),
             steps=self._steps,
-            squares=squares,
-            skips=round(skips),
+            squares=got["+squares"].tolist(),
+            skips=skips,
+            overflows=named,
             first=first,
             clocks=got["^clocks"].tolist(),
         )

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from learnables.watching.encoding import Array
 
 QUANTITIES = ("weight", "gradient", "update")
 MOMENTS = ("count", "sum", "sum_of_squares", "absmax", "min", "max", "zeros", "nonfinite")
+OVERFLOWS = "overflows"  # the document of those that no observation holds any more
 BINS = 512  # sign × biased exponent of float32: bin 256·(x < 0) + exponent
 
 
@@ -112,6 +114,8 @@ class Observation:
         norms: Euclidean norm of the whole gradient at each step after the previous observation
             up to this one; nan where there was no time to look at it.
         skips: Steps skipped since the previous observation, this one included.
+        overflows: Skipped step → rows of the parameters whose gradients were not finite; of the
+            first 64 of them.
     """
 
     step: int
@@ -126,6 +130,7 @@ class Observation:
     columns: Mapping[str, Array] = field(default_factory=dict)
     norms: Array = field(default_factory=lambda: np.zeros(0, np.float32))
     skips: int = 0
+    overflows: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     @cached_property
     def ratio(self) -> Array:
@@ -151,6 +156,11 @@ def to_arrays(observation: Observation) -> dict[str, Array]:
         arrays[f"column.{name}"] = column.astype(np.float32)
     arrays["norms"] = observation.norms.astype(np.float32)
     arrays["skips"] = np.array(observation.skips, np.uint32)
+    if observation.overflows:
+        blamed = list(observation.overflows.values())
+        arrays["overflows.steps"] = np.array(list(observation.overflows), np.uint32)
+        arrays["overflows.lengths"] = np.array([len(rows) for rows in blamed], np.uint32)
+        arrays["overflows.rows"] = np.array([i for rows in blamed for i in rows], np.uint32)
     return arrays
 
 
@@ -181,3 +191,12 @@ def _small(values: Array) -> Array:
         return values
     largest = int(values.max(initial=0))
     return values.astype(np.min_scalar_type(largest))
+
+
+def overflows_in(arrays: Mapping[str, Array]) -> dict[int, tuple[int, ...]]:
+    """``overflows`` of the `Observation` that `to_arrays` was given."""
+    if "overflows.steps" not in arrays:
+        return {}
+    steps, lengths, rows = (arrays[f"overflows.{x}"].tolist() for x in ("steps", "lengths", "rows"))
+    ahead = iter(rows)
+    return {step: tuple(islice(ahead, n)) for step, n in zip(steps, lengths, strict=True)}

@@ -26,7 +26,7 @@ from learnables.watching.alarms import Judge
 from learnables.watching.artifacts import document, images, table
 from learnables.watching.encoding import Array
 from learnables.watching.governor import Governor
-from learnables.watching.gradient import consumption, steppable
+from learnables.watching.gradient import Consumption, consumption, steppable
 from learnables.watching.look import (
     Packed,
     Part,
@@ -36,11 +36,13 @@ from learnables.watching.look import (
     leftover,
     read,
 )
-from learnables.watching.observation import QUANTITIES, Observation
+from learnables.watching.observation import OVERFLOWS, QUANTITIES, Observation
 from learnables.watching.run import Run
-from learnables.watching.sentinel import Sentinel, Sighting, sightings
+from learnables.watching.sentinel import Sentinel, Sighting, overflows, sightings
 from learnables.watching.sinks.base import Sink
 from learnables.watching.store import Store
+
+_MOST_OVERFLOWS = 1000
 
 OnAlarm: TypeAlias = "Callable[[Alarm], object] | Literal['stop'] | None"
 _Step: TypeAlias = "tuple[tuple[Any, ...], dict[str, Any]]"
@@ -94,7 +96,9 @@ def watch(
         on_alarm: Called with each alarm; what it raises ends the training. ``"stop"`` raises
             `AlarmRaised` for those of severity error.
         scaler: The ``torch.amp.GradScaler``, so that the steps it skips are recorded too where
-            the optimizer is not fused. For the length of the watch its ``step`` is wrapped.
+            the optimizer is not fused, and whose gradients made it skip each of them also where
+            gradients are clipped after ``unscale_``. For the length of the watch its ``step`` and
+            ``unscale_`` are wrapped. The device is not waited for more often.
         step: Optimizer steps that were done before.
         resume: Continue the newest run of the folder; pass ``step`` too.
 
@@ -149,6 +153,8 @@ class Watcher:
         alarms: Every alarm so far.
         governor: Decides when to look, and knows what that cost.
         failed: What ended the watching early, or None.
+        overflows: Step that the scaler skipped → names of the parameters whose gradients were not
+            finite; the last thousand. Those since the last look are there once it is closed.
     """
 
     def __init__(
@@ -175,6 +181,7 @@ class Watcher:
         self.alarms: list[Alarm] = []
         self.failed: BaseException | None = None
         self.governor = Governor(every, budget)
+        self.overflows: dict[int, tuple[str, ...]] = {}
         self._judge = Judge()
         self._unheard: list[Alarm] = []
         self._observed, self._first_step, self._norms_until = 0, step, step
@@ -184,7 +191,6 @@ class Watcher:
         self._pending: _Pending | None = None
         self._resumed_at: float | None = None  # when training went on after our last work
         self._trained = 0.0  # seconds that it took up to then, since the last step
-        self._skips = 0  # steps that a scaler did not call
         self._logged_since = 0  # numbers since the last step
         self._handles: dict[int, Any] = {}
         self._afters: dict[int, Any] = {}  # post-hooks, which come and go
@@ -210,7 +216,7 @@ class Watcher:
         hook = self._before if self._writes or self._shared else self._only_count
         self._handles = {id(o): o.register_step_pre_hook(hook) for o in self._optimizers}
         if scaler is not None:
-            self._unwrap = _wrap(scaler, self._skipped)
+            self._unwrap = _wrap(scaler, self._skipped, self._unscaled)
 
     def __enter__(self) -> "Watcher":
         """The watcher itself."""
@@ -273,8 +279,9 @@ class Watcher:
         """End the watch: write what is pending, take the hooks off, say what it cost."""
         with self._failing_open():
             self._finish()
-            self._drain()
+            self._drain(wait=True)
             if self._handles and self._writes:
+                self._tell_last_overflows()
                 self._say_how_it_went()
         self._let_go()
         for optimizer in self._optimizers:
@@ -312,6 +319,9 @@ class Watcher:
                 changed = self._look(optimizer, args, kwargs, looks, begun)
         self._resumed_at = time.perf_counter()
         if not checks:  # what asking whether to look took
+            with self._failing_open(), torch.no_grad():
+                self._note_overflow(optimizer, consumption(optimizer))
+            self._resumed_at = time.perf_counter()
             self.governor.wrote(self._resumed_at - begun)
         self._announce()
         return changed
@@ -410,12 +420,37 @@ class Watcher:
             handle.remove()
 
     def _check_gradients(self, step: int, optimizer: Optimizer, held: "_Held") -> None:
-        gradients = [p.grad for p in held.params]
-        if self._shared:
-            gradients = [None if g is None else own_share(g) for g in gradients]
-        weights = self._values(held)
+        weights, gradients = self._values(held), self._gradients(held)
         how = consumption(optimizer)
         self._sighted(self._sentinel.before(step, held.indices, weights, gradients, how))
+
+    def _gradients(self, held: "_Held") -> list[Tensor | None]:
+        gradients = [p.grad for p in held.params]
+        if self._shared:
+            return [None if g is None else own_share(g) for g in gradients]
+        return gradients
+
+    def _note_overflow(self, optimizer: Optimizer, how: Consumption | None = None) -> None:
+        """Keep whose gradients are not finite where a scaler skips the step, looked at or not."""
+        if how is None or how.overflow is not None:
+            held, step = self._held[id(optimizer)], self._counts[id(optimizer)]
+            self._sentinel.overflow(step, held.indices, self._gradients(held), how)
+
+    def _unscaled(self, optimizer: Optimizer) -> None:
+        """The scaler has divided the gradients, and somebody may clip them before they are used."""
+        key = id(optimizer)
+        if key not in self._counts or not self._handles or not (self._writes or self._shared):
+            return
+        if not self.governor.watches(self._counts[key] + 1):
+            return
+        begun = time.perf_counter()
+        with self._failing_open(), torch.no_grad():
+            held = self._held[key]
+            self._sentinel.unscaled(held.indices, self._gradients(held))
+        cost = time.perf_counter() - begun
+        self.governor.checked(cost)
+        if self._resumed_at is not None:
+            self._resumed_at += cost
 
     def _values(self, held: "_Held") -> list[Tensor]:
         return [own_share(p) for p in held.params] if self._shared else held.params
@@ -427,8 +462,10 @@ class Watcher:
         begun = time.perf_counter()
         with self._failing_open(), torch.no_grad():
             self._counts[id(optimizer)] += 1
-            self._skips += 1
-            if (self._writes or self._shared) and self._opens(optimizer):
+            if not (self._writes or self._shared):
+                return
+            self._note_overflow(optimizer)
+            if self._opens(optimizer):
                 part = begin(optimizer, self._held[id(optimizer)].entries, self._wanted)
                 part.snapshot = []
                 part.stage = "step, skipped by the scaler"
@@ -450,8 +487,7 @@ class Watcher:
                 self._first_step,
             )
             names = tuple(entry.name for entry in self._entries)
-            skips, self._skips = self._skips, 0
-            self._pending = _Pending(self._looking_at, packed, names, self._rows, skips)
+            self._pending = _Pending(self._looking_at, packed, names, self._rows)
         self._looking_at, self._parts, self._waiting = None, [], set()
         if not self._shared:
             self._drain()
@@ -486,14 +522,33 @@ class Watcher:
             rows=arrived.rows,
             columns=arrived.columns,
             norms=norms,
-            skips=arrived.skips + sent.skips,
+            skips=arrived.skips,
+            overflows=arrived.overflows,
         )
         self._observed += 1
+        self._blame(sent.names, arrived.overflows)
         if self._store:
             self._store.add_observation(observation, sent.rows)
         for sink in self._sinks:
             sink.observation(observation)
         self._raise(self._judge(observation))
+
+    def _blame(self, names: Sequence[str], rows: Mapping[int, Sequence[int]]) -> None:
+        self.overflows.update({step: tuple(names[i] for i in at) for step, at in rows.items()})
+        for step in list(self.overflows)[:-_MOST_OVERFLOWS]:
+            del self.overflows[step]
+
+    def _tell_last_overflows(self) -> None:
+        """Those after the last look; of shards no rank knows them alone, and some may be gone."""
+        if self._shared or not self._sentinel.holds_overflows:
+            return
+        kept = self._sentinel.take().overflows.tolist()
+        _, rows = overflows(kept, len(self._entries))
+        names = [entry.name for entry in self._entries]
+        self._blame(names, rows)
+        if self._store and rows:
+            said = {str(step): [names[i] for i in at] for step, at in rows.items()}
+            self._store.add_artifact(self.step, OVERFLOWS, "document", document(said))
 
     # --- alarms, failures, the end ----------------------------------------------------------------
 
@@ -670,7 +725,6 @@ class _Pending:
     packed: Packed
     names: tuple[str, ...]
     rows: list[int]
-    skips: int
 
 
 def _closure(args: tuple[Any, ...], kwargs: dict[str, Any]) -> "Callable[[], Any] | None":
@@ -732,26 +786,43 @@ def _plain(value: Any) -> object:
     return value if isinstance(value, (int, float, bool)) else repr(value)
 
 
-def _wrap(scaler: Any, skipped: Callable[[Optimizer], None]) -> Callable[[], None]:
-    """Have ``skipped`` called when ``scaler.step`` does not step; returns how to undo that."""
-    original = scaler.step
+def _wrap(
+    scaler: Any, skipped: Callable[[Optimizer], None], unscaled: Callable[[Optimizer], None]
+) -> Callable[[], None]:
+    """Have the one called when ``scaler.step`` does not step, the other after ``scaler.unscale_``.
+
+    The host knows then, because the scaler itself has asked the device.
+
+    Returns:
+        How to undo it.
+    """
+    original, original_unscale = scaler.step, scaler.unscale_
+    inside: list[object] = []  # steps at work: what they unscale nobody can clip before
 
     def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
         inner = steppable(optimizer)
         stepped: list[object] = []
         handle = inner.register_step_pre_hook(lambda *_: stepped.append(True))
+        inside.append(inner)
         try:
             result = original(optimizer, *args, **kwargs)
         finally:
+            inside.pop()
             handle.remove()
         if not stepped:
             skipped(inner)
         return result
 
-    scaler.step = step
+    def unscale_(optimizer: Any) -> None:
+        original_unscale(optimizer)
+        if not inside and scaler.is_enabled():
+            unscaled(steppable(optimizer))
+
+    scaler.step, scaler.unscale_ = step, unscale_
 
     def undo() -> None:
         scaler.__dict__.pop("step", None)
+        scaler.__dict__.pop("unscale_", None)
 
     return undo
 

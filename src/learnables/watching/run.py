@@ -18,7 +18,7 @@ from learnables.errors import RunError
 from learnables.watching.alarm import Alarm
 from learnables.watching.encoding import Array, unpack
 from learnables.watching.notebook import table
-from learnables.watching.observation import Observation, from_arrays
+from learnables.watching.observation import OVERFLOWS, Observation, from_arrays, overflows_in
 from learnables.watching.schema import APPLICATION_ID, COLUMNS, VERSION, checksum
 from learnables.watching.store import newest
 from learnables.watching.wal import faults
@@ -228,6 +228,19 @@ class Run:
         steps = sorted(found)
         return Series(np.array(steps, np.int64), np.array([found[s] for s in steps], np.float64))
 
+    @cached_property
+    def overflows(self) -> dict[int, tuple[str, ...]]:
+        """Step that a gradient scaler skipped → parameters whose gradients were not finite."""
+        found = {
+            step: tuple(o.names[row] for row in rows)
+            for o in self.observations
+            for step, rows in o.overflows.items()
+        }
+        for one in self.artifacts:
+            if one.name == OVERFLOWS:
+                found.update((int(step), tuple(names)) for step, names in one.document().items())
+        return found
+
     def series(self, quantity: str, statistic: str, name: str) -> Series:
         """One statistic of one parameter over the observations that have it.
 
@@ -396,6 +409,7 @@ def _observation(row: _Row, described: dict[int, Described]) -> Observation:
         columns=columns,
         norms=norms,
         skips=int(arrays["skips"]),
+        overflows=overflows_in(arrays),
     )
 
 

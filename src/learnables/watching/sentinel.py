@@ -10,6 +10,7 @@ from torch import Tensor
 from learnables.watching.gradient import Consumption, norms, squares_and_faults
 
 _NEVER = float("inf")
+_NAMED = 64  # skipped steps between two looks of which it is kept whose gradients were at fault
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,25 @@ class Sighting:
     sound: int = 0
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a sentinel has kept since it was last asked, on the device still.
+
+    Attributes:
+        steps: The steps whose gradient was looked at.
+        squares: Its sum of squares at each of them; shape ``(len(steps),)``.
+        first: For weight, gradient and update the first step at which each entry was bad, inf for
+            never; shape ``(3 · total,)``.
+        overflows: Number of skipped steps, followed by a row for each of the first 64: the step,
+            and for each entry 1 where its gradient was not finite. Empty where no scaler acted.
+    """
+
+    steps: list[int]
+    squares: Tensor
+    first: Tensor
+    overflows: Tensor
+
+
 @final
 class Sentinel:
     """Keep norms, and the first step at which each parameter was not finite, without waiting.
@@ -40,7 +60,10 @@ class Sentinel:
     are, is the gradient's. A weight that is not finite after the step, when both were, got so in
     the update.
 
-    On the CPU the answer comes at once; elsewhere numbers stay on the device until `take`.
+    A step that a scaler skips is no fault, but it is kept whose gradients made it skip.
+
+    On the CPU the answer comes at once; elsewhere numbers stay on the device until `take`: whether
+    a fused optimizer will skip is not known to the host, and is not asked.
 
     Args:
         total: Number of entries.
@@ -55,7 +78,10 @@ class Sentinel:
         self._squares: list[Tensor] = []
         self._sound = 0
         self._first = torch.full((3, total), _NEVER, dtype=torch.float64, device=device)
-        self._skips = torch.zeros((), dtype=torch.float64, device=device)
+        self._at: dict[tuple[int, ...], Tensor] = {}
+        # Row 0 counts; those after it hold a step and whose gradients were at fault.
+        self._overflows: Tensor | None = None
+        self._early: dict[tuple[int, ...], Tensor] = {}
 
     def before(
         self,
@@ -68,16 +94,17 @@ class Sentinel:
         """Look at the weights, and at the gradients that are about to be consumed."""
         at = [i for i, g in zip(indices, gradients, strict=True) if g is not None]
         there = [g for g in gradients if g is not None]
-        skipped = None if how.overflow is None else how.overflow.to(self.device) != 0
-        if skipped is not None:
-            self._skips += skipped.reshape(())
+        skipped, early = self._will_skip(how), self._early.pop(tuple(indices), None)
         scale = None if how.scale is None else how.scale.to(self.device)
         if self.immediate:
             (square, faults), (_, bad) = squares_and_faults(there, weights)
             self._keep(step, square if scale is None else square / scale.double().square())
             if bad:
                 return self._seen("weight", step, indices, bad)
-            if faults and not (skipped is not None and bool(skipped)):
+            if skipped is not None and bool(skipped):
+                blamed = _faults(gradients) if early is None else early
+                self._keep_overflow(step, at, blamed, None)
+            elif faults:
                 return self._seen("gradient", step, at, faults)
             return None
         found = norms(there).to(self.device)
@@ -85,7 +112,40 @@ class Sentinel:
         self._keep(step, found.double().square().sum())
         self._mark(0, step, list(indices), norms(weights).to(self.device), None)
         self._mark(1, step, at, found, skipped)
+        if skipped is not None:
+            self._keep_overflow(step, at, ~found.isfinite() if early is None else early, skipped)
         return None
+
+    def unscaled(self, indices: Sequence[int], gradients: Sequence[Tensor | None]) -> None:
+        """Look at gradients that may be changed before their step.
+
+        Clipping by a norm that is NaN makes all of them NaN, so that it would not be seen any more
+        whose it was.
+        """
+        self._early[tuple(indices)] = _faults(gradients).to(self.device)
+
+    def overflow(
+        self,
+        step: int,
+        indices: Sequence[int],
+        gradients: Sequence[Tensor | None],
+        how: Consumption | None = None,
+    ) -> None:
+        """Keep whose gradients are not finite at a step that the scaler skips.
+
+        Args:
+            step: The optimizer step.
+            indices: Entries of one optimizer.
+            gradients: Theirs, still as they were when it was decided.
+            how: Where a fused optimizer decides by itself, on the device; None where the host knows
+                that the step is skipped.
+        """
+        skipped = None if how is None else self._will_skip(how)
+        bad = self._early.pop(tuple(indices), None)
+        if self.immediate and skipped is not None and not bool(skipped):
+            return
+        at = [i for i, g in zip(indices, gradients, strict=True) if g is not None]
+        self._keep_overflow(step, at, _faults(gradients) if bad is None else bad, skipped)
 
     def after(
         self, step: int, indices: Sequence[int], weights: Sequence[Tensor]
@@ -100,21 +160,52 @@ class Sentinel:
         self._mark(2, step, list(indices), norms(weights).to(self.device), None)
         return None
 
-    def take(self) -> tuple[list[int], Tensor, Tensor]:
-        """What was kept since the last call, still on the device.
-
-        Returns:
-            The steps; for each of them the sum of squares of the gradients, followed by the
-            number of steps that a fused optimizer skipped; and for weight, gradient and update
-            the first step at which each entry was bad, inf for never, as shape (3 · total,).
-        """
-        steps, squares = self._steps, self._squares
-        kept = torch.stack([*squares, self._skips])
-        first = self._first.reshape(-1).clone()
-        self._steps, self._squares = [], []
-        self._skips = torch.zeros_like(self._skips)
+    def take(self) -> Taken:
+        """What was kept since the last call."""
+        none = torch.zeros(0, dtype=torch.float64, device=self.device)
+        taken = Taken(
+            self._steps,
+            torch.stack(self._squares) if self._squares else none,
+            self._first.reshape(-1).clone(),
+            none if self._overflows is None else self._overflows.reshape(-1),
+        )
+        self._steps, self._squares, self._overflows = [], [], None
         self._first.fill_(_NEVER)
-        return steps, kept, first
+        return taken
+
+    @property
+    def holds_overflows(self) -> bool:
+        """Whether a scaler has acted since the last `take`, as far as the host can know."""
+        return self._overflows is not None
+
+    def _will_skip(self, how: Consumption) -> Tensor | None:
+        return None if how.overflow is None else how.overflow.to(self.device).reshape(()) != 0
+
+    def _keep_overflow(
+        self, step: int, at: Sequence[int], bad: Tensor, skipped: Tensor | None
+    ) -> None:
+        """One more row where ``skipped``, which only the device may know; None: it is so."""
+        if self._overflows is None:
+            shape = 1 + _NAMED, 1 + self.total
+            self._overflows = torch.zeros(shape, dtype=torch.float64, device=self.device)
+        if skipped is None:
+            skipped = torch.ones((), dtype=torch.bool, device=self.device)
+        count = self._overflows[0, 0]
+        row = torch.zeros(1 + self.total, dtype=torch.float64, device=self.device)
+        row[:1] = step
+        row[self._where(at) + 1] = bad.to(row)
+        place = (count + 1).clamp(max=_NAMED).long().reshape(1)
+        old = self._overflows.index_select(0, place)
+        new = torch.where(skipped & (count < _NAMED), row, old)
+        self._overflows.index_copy_(0, place, new)
+        self._overflows[0, 0] += skipped
+
+    def _where(self, at: Sequence[int]) -> Tensor:
+        # Made once: to copy it to the device each time would have the host wait for it.
+        key = tuple(at)
+        if key not in self._at:
+            self._at[key] = torch.tensor(key, dtype=torch.int64, device=self.device)
+        return self._at[key]
 
     def _keep(self, step: int, square: Tensor) -> None:
         if self._steps and self._steps[-1] == step:  # another optimizer of the same step
@@ -129,12 +220,38 @@ class Sentinel:
         bad = ~found.isfinite()
         if unless is not None:
             bad &= ~unless
-        where = torch.tensor(at, device=self.device)
+        where = self._where(at)
         first = self._first[row, where]
         self._first[row, where] = torch.where(bad & first.isinf(), float(step), first)
 
     def _seen(self, quantity: str, step: int, at: Sequence[int], bad: Sequence[int]) -> Sighting:
         return Sighting(quantity, step, tuple(at[i] for i in bad), sound=self._sound)
+
+
+def _faults(gradients: Sequence[Tensor | None]) -> Tensor:
+    """Which of those that are there are not finite; on their device."""
+    return ~norms([g for g in gradients if g is not None]).isfinite()
+
+
+def overflows(kept: Sequence[float], total: int) -> tuple[int, dict[int, tuple[int, ...]]]:
+    """What `Sentinel.take` tells of skipped steps, once on the host.
+
+    Args:
+        kept: `Taken.overflows`; over ranks, the largest of each number.
+        total: Number of entries.
+
+    Returns:
+        How many steps were skipped, and step → entries whose gradients were at fault.
+    """
+    if not kept:
+        return 0, {}
+    found: dict[int, set[int]] = {}
+    most = min(int(kept[0]), _NAMED)
+    for at in range(1, most + 1):
+        step, *bad = kept[at * (1 + total) : (at + 1) * (1 + total)]
+        found.setdefault(int(step), set()).update(i for i, one in enumerate(bad) if one)
+    beyond = int(kept[0]) - most
+    return len(found) + beyond, {step: tuple(sorted(bad)) for step, bad in found.items()}
 
 
 def sightings(first: Sequence[Sequence[float]], world: int, base: int) -> list[Sighting]:
