@@ -123,3 +123,34 @@ def test_no_layout_rule_accuses_a_model_of_timm(name: str, channels_last: bool) 
     report = ln.audit(model, optimizer, step, steps=2, select=["LRN601", "LRN602", "LRN62"])
     assert report.findings == []
     assert not [code for code in report.skipped if code.startswith("LRN62")]
+
+
+@pytest.mark.parametrize("keep", ["v2", "v3", "v3 one by one"])
+@pytest.mark.parametrize("wide", [False, True], ids=["bfloat16", "float32"])
+def test_an_average_of_timm_that_rounds_away_is_found_and_in_float32_it_is_not(
+    keep: str, wide: bool
+) -> None:
+    from timm.utils import ModelEmaV2, ModelEmaV3
+
+    torch.manual_seed(0)
+    model = torch.nn.Linear(4, 1).bfloat16()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    if keep == "v2":
+        average = ModelEmaV2(model, decay=0.999)
+    else:
+        average = ModelEmaV3(model, decay=0.999, foreach=keep == "v3")
+    if wide:
+        average.float()
+    x = torch.randn(8, 4).bfloat16()
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = (model(x).float() + 1).square().mean()
+        loss.backward()
+        optimizer.step()
+        average.update(model)
+        return loss
+
+    report = ln.audit(model, optimizer, step)
+    assert ("LRN642" in report.codes) is not wide, report
+    assert not wide or not report.findings, report

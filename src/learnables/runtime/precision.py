@@ -140,24 +140,29 @@ class Judge:
         joins = op in _JOINING
         if not joins and op not in _PASSING:
             return
-        wide = [out for out in tensors_in((result,)) if out.dtype is torch.float32]
-        if not wide:
-            return
+        made = list(tensors_in((result,)))
+        wide = [out for out in made if out.dtype is torch.float32]
         inputs = [x for x in tensors_in((args, kwargs)) if x.is_floating_point()]
         labels = [(x, self._label_of(x)) for x in inputs]
+        own = [label for _, label in labels if label is not None and label.is_parameter]
+        if not wide:  # what is made of a parameter alone, such as its detached self
+            if own and len(own) == len(labels):
+                for out in made:
+                    self._label(out, own[0].parameter, is_parameter=True)
+            return
         blamed = [label for x, label in labels if label is not None and x.dtype is torch.float32]
         if not blamed:
             return
         first = next((label for label in blamed if not label.is_parameter), blamed[0])
         others = any(x.dtype is torch.float32 and label is None for x, label in labels)
-        low = [x.dtype for x in inputs if x.dtype in _LOW]
+        activations = [x for x, label in labels if label not in own]
+        low = [x.dtype for x in activations if x.dtype in _LOW]  # an average of one is no stream
         for out in wide:
             if low and joins and not others:
                 self._add(first, op, low[0], out)
                 self._label(out, first.parameter, is_parameter=False)
             elif not others:  # float32 through and through
-                alone = all(label is not None and label.is_parameter for _, label in labels)
-                self._label(out, first.parameter, is_parameter=alone)
+                self._label(out, first.parameter, is_parameter=len(own) == len(labels))
 
     def _add(self, label: _Label, op: str, low: torch.dtype, out: Tensor) -> None:
         self.found.append(

@@ -43,7 +43,9 @@ def copy_is_an_alias(evidence: Evidence) -> Iterator[Finding]:
     home = {
         entry.storage: entry
         for entry in evidence.entries
-        if evidence.has_shape(entry) and entry.param.device.type != "meta"
+        if evidence.has_shape(entry)
+        and entry.param.device.type != "meta"
+        and not evidence.is_found(entry)  # by itself, in the loop: that may be the copy
     }
     for name, copied in evidence.copies.items():
         for key, tensor in tensors_of(copied).items():

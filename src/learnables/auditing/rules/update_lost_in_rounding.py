@@ -11,7 +11,7 @@ from learnables.entries import Entry
 from learnables.policy.attach import attachment_of
 
 # Bits of the mantissa.
-_MANTISSA = {
+MANTISSA = {
     torch.bfloat16: 7,
     torch.float16: 10,
     torch.float8_e4m3fn: 3,
@@ -72,12 +72,12 @@ def update_lost_in_rounding(evidence: Evidence) -> Iterator[Finding]:
     for entry in evidence.trainable():
         first, last = evidence.first.get(entry.param), evidence.last.get(entry.param)
         steps = [look for look in evidence.looks_at(entry) if _is_full_step(look)]
-        if entry.dtype not in _MANTISSA or first is None or last is None or not steps:
+        if entry.dtype not in MANTISSA or first is None or last is None or not steps:
             continue
         if first.shape != last.shape or first.numel() == 0 or is_rounded(evidence, entry):
             continue
         bound = _LARGEST_STEP * max(_largest_step(evidence, entry, look) for look in steps)
-        stuck = (_half_unit(first, _MANTISSA[entry.dtype]) > bound) & (first == last)
+        stuck = (half_unit(first, MANTISSA[entry.dtype]) > bound) & (first == last)
         share = float(stuck.float().mean())
         if share < _SHARE:
             continue
@@ -87,7 +87,7 @@ def update_lost_in_rounding(evidence: Evidence) -> Iterator[Finding]:
             where=list(entry.names),
             found=f"{share:.0%} of its entries stay where they are, in {len(steps)} of "
             f"{len(steps)} steps of at most {bound:.1e}; half a unit of {dtype} at the largest is "
-            f"{float(_half_unit(first, _MANTISSA[entry.dtype]).max()):.1e}",
+            f"{float(half_unit(first, MANTISSA[entry.dtype]).max()):.1e}",
             wanted="no step that is lost: stochastic rounding, a carried error or a float32 copy",
             mend="ln.attach(model, optimizer, rounding='kahan')",
         )
@@ -99,7 +99,7 @@ def is_rounded(evidence: Evidence, entry: Entry) -> bool:
     return any(handle is not None and id(entry.param) in handle.rounded for handle in handles)
 
 
-def _half_unit(x: Tensor, mantissa: int) -> Tensor:
+def half_unit(x: Tensor, mantissa: int) -> Tensor:
     """Half the distance to the neighbour toward 0; less cannot be taken away from ``x``."""
     fraction, exponent = torch.frexp(x.float())
     power = exponent - 2 - mantissa - (fraction.abs() == 0.5).int()
