@@ -303,7 +303,7 @@ CHINESE = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=60, help="pairs, at least 20 to publish")
+    parser.add_argument("--rounds", type=int, default=150, help="pairs, at least 20 to publish")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--no-save", action="store_true")
     given = parser.parse_args()

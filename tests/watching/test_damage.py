@@ -75,6 +75,7 @@ def unfinished(sound, tmp_path_factory) -> Path:
     store = Store(path.parent, meta={"note": "killed"})
     for step in range(1, 30):
         store.add_scalars(step, {"loss": step / 7})
+        store.flush()
     killed = tmp_path_factory.mktemp("killed")
     for file in path.parent.glob("run.db*"):
         if not file.name.endswith("-shm"):
@@ -193,7 +194,10 @@ def test_half_a_frame_over_one_of_an_earlier_turn_is_the_end_of_a_killed_writer(
 
 
 def kill_once(folder: Path, after: float) -> None:
-    """Kill a training at a random moment; nothing that the loop went past is lost."""
+    """Kill a training at a random moment; no look that the loop went past is lost.
+
+    Of the losses those that came after the last look may be, for at most a second.
+    """
     ours, theirs = CONTEXT.Pipe(duplex=False)
     writer = CONTEXT.Process(target=write, args=(str(folder), theirs))
     writer.start()
@@ -212,7 +216,8 @@ def kill_once(folder: Path, after: float) -> None:
     assert steps == list(range(1, len(steps) + 1))
     losses = run.scalars["loss"].values.tolist() if run.scalars else []
     assert losses == [float(step) for step in range(1, len(losses) + 1)]
-    assert min(len(steps), len(losses)) >= told[-1]
+    assert len(steps) >= told[-1]
+    assert len(losses) >= told[-1] - 1
     ln.write_html(run, folder / "report.html")
 
 

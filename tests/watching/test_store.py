@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
@@ -10,6 +13,7 @@ def test_what_is_written_is_read(tmp_path):
     store = Store(tmp_path, meta={"note": "x"})
     store.add_scalars(1, {"loss": 2.0, "odd": float("nan")})
     store.add_scalars(3, {"loss": 1.0})
+    store.flush()
     run = Run(tmp_path)  # while it is being written
     assert run.scalars["loss"].steps.tolist() == [1, 3]
     assert np.isnan(run.scalars["odd"].values[0])
@@ -23,8 +27,35 @@ def test_two_writers_in_one_folder_get_a_file_each(tmp_path):
     assert first.path != second.path
     first.add_scalars(1, {"a": 1.0})
     second.add_scalars(1, {"a": 2.0})
+    first.flush()
+    second.flush()
     assert Run(first.path).scalars["a"].values[0] == 1.0
     assert Run(tmp_path).scalars["a"].values[0] == 2.0
+
+
+def test_numbers_wait_for_a_second_or_for_something_else_to_write(tmp_path, monkeypatch):
+    now = 100.0
+    monkeypatch.setattr("learnables.watching.store.time.monotonic", lambda: now)
+    store = Store(tmp_path)
+    store.add_scalars(1, {"a": 1.0})
+    assert not Run(tmp_path).scalars
+    now += 1.0
+    store.add_scalars(2, {"a": 2.0})
+    assert Run(tmp_path).scalars["a"].steps.tolist() == [1, 2]
+    store.add_scalars(3, {"a": 3.0})
+    store.add_artifact(3, "audit", "document", b"{}")
+    assert Run(tmp_path).scalars["a"].steps.tolist() == [1, 2, 3]
+    store.close()
+    assert not Run(tmp_path).damage
+
+
+def test_what_waits_is_written_by_a_process_that_ends_without_a_word(tmp_path):
+    code = (
+        "import sys; from learnables.watching.store import Store; "
+        "Store(sys.argv[1]).add_scalars(1, {'a': 1.0})"
+    )
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, timeout=60)
+    assert Run(tmp_path).scalars["a"].values.tolist() == [1.0]
 
 
 def test_a_resumed_run_reads_as_one(tmp_path):

@@ -49,6 +49,7 @@ class Governor:
         self._steps: deque[float] = deque(maxlen=31)
         self._looks: deque[float] = deque(maxlen=5)
         self._checks: deque[float] = deque(maxlen=31)
+        self._check = 0.0  # their median: it is asked for at every step
         self._agreed: tuple[int, list[float]] | None = None
         self._since = 0  # checks after that
 
@@ -67,6 +68,7 @@ class Governor:
         self.spent += seconds
         self._checking += seconds
         self._checks.append(seconds)
+        self._check = median(self._checks)
 
     def wrote(self, seconds: float) -> None:
         """Writing down numbers that were given took ``seconds``."""
@@ -88,7 +90,10 @@ class Governor:
         """
         if self.budget is None or len(self._checks) < _KNOWN:
             return True
-        spent, elapsed, _, _, check, checking = self._at(step)
+        if self._agreed is None:
+            spent, elapsed, check, checking = self.spent, self.elapsed, self._check, self._checking
+        else:
+            spent, elapsed, _, _, check, checking = self._at(step)
         allowed = self.budget * elapsed
         due = spent + check <= allowed and checking + check <= _CHECKING * allowed
         self._since += due
@@ -96,8 +101,8 @@ class Governor:
 
     def clocks(self) -> list[float]:
         """In seconds: spent, elapsed; medians of a step, a look and a check; spent on checks."""
-        medians = (median(times or [0.0]) for times in (self._steps, self._looks, self._checks))
-        return [self.spent, self.elapsed, *medians, self._checking]
+        step, look = (median(times or [0.0]) for times in (self._steps, self._looks))
+        return [self.spent, self.elapsed, step, look, self._check, self._checking]
 
     def agree(self, step: int, clocks: Sequence[float] = (0.0,) * 6) -> None:
         """From now on decide by these clocks, as every rank does, and no more by one's own.

@@ -244,6 +244,7 @@ class Watcher:
         """
         if self._store is None:
             raise LearnablesError("this watcher writes no run database", found="to=None")
+        self._store.flush()
         return Run(self._store.path)
 
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:

@@ -1,5 +1,6 @@
 """Write a run database: one SQLite file in WAL mode per run, appended to, never reopened."""
 
+import atexit
 import json
 import math
 import os
@@ -27,13 +28,16 @@ from learnables.watching.schema import (
     checksum,
 )
 
+_PATIENCE = 1.0  # seconds that scalars wait for another transaction, at most
+
 
 @final
 class Store:
     """The one writer of one new run database.
 
-    Each call is one transaction: after it returns, a killed process loses nothing of it. A second
-    writer in the same folder gets a file of its own (``run-2.db``), so that writers never collide.
+    Each call is one transaction: after it returns, a killed process loses nothing of it, the
+    scalars of the last second excepted. A second writer in the same folder gets a file of its own
+    (``run-2.db``), so that writers never collide.
 
     Args:
         folder: Where the file goes; made where it is not there.
@@ -86,10 +90,13 @@ class Store:
                 mend='ln.watch(model, optimizer, to="another/folder")',
             ) from error
         self._rows = dict.fromkeys(COLUMNS, 0)
+        self._held: list[tuple[Value, ...]] = []  # scalars that no transaction has written yet
+        self._written = -math.inf
         self._parameters: dict[tuple[Value, ...], int] = {}
         self._lock = threading.Lock()
         self._process = os.getpid()
         self.add_meta(started)
+        atexit.register(self.flush)
 
     def add_meta(self, values: Mapping[str, object]) -> None:
         """Write JSON values by key; a later value of the same key replaces the earlier."""
@@ -118,13 +125,24 @@ class Store:
         return len(blob) + len(which)
 
     def add_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Write numbers by name; nan is kept as NULL, which SQLite has for it."""
+        """Write numbers by name; nan is kept as NULL, which SQLite has for it.
+
+        A transaction costs as much as a small optimizer step, and loops log at every one of them:
+        numbers that come within a second of the last transaction wait for the next, or `flush`.
+        """
         now = time.time()
         rows: list[tuple[Value, ...]] = []
         for name, value in values.items():
             number = float(value)
             rows.append((int(step), now, name, None if math.isnan(number) else number))
-        self._append("scalars", rows)
+        with self._lock:
+            self._held += rows
+        if time.monotonic() - self._written >= _PATIENCE:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the numbers that wait."""
+        self._append("scalars", [])
 
     def add_alarm(self, alarm: Alarm) -> None:
         """Write an alarm."""
@@ -137,41 +155,62 @@ class Store:
         self._append("artifacts", [(int(step), time.time(), name, kind, data)])
 
     def close(self) -> None:
-        """Fold the log into the one file and let go of it."""
-        with self._lock:
-            self._database.close()
+        """Write what waits, fold the log into the one file and let go of it.
+
+        Raises:
+            RunError: What waits cannot be written; the file is closed all the same.
+        """
+        atexit.unregister(self.flush)
+        try:
+            self.flush()
+        finally:
+            with self._lock:
+                self._held = []
+                self._database.close()
 
     def _append(self, table: str, rows: list[tuple[Value, ...]]) -> None:
-        if not rows or os.getpid() != self._process:  # a forked worker must not touch the file
+        """Write ``rows``, and the scalars that wait, in one transaction.
+
+        Raises:
+            RunError: They cannot be written; the scalars are not tried again.
+        """
+        if os.getpid() != self._process:  # a forked worker must not touch the file
             return
         with self._lock:
+            held, self._held = self._held, []
+            new = {"scalars": held, table: rows} if table != "scalars" else {table: held + rows}
+            if not any(new.values()):
+                return
             if _identity(self.path) != self._identity:
                 # SQLite would go on writing into the unlinked file without a word.
                 raise RunError("the run database has been moved or deleted", where=str(self.path))
-            first = self._rows[table] + 1
-            plain = [tuple(map(_storable, row)) for row in rows]
-            checked = [
-                (seq, *row, checksum(table, seq, row)) for seq, row in enumerate(plain, first)
-            ]
-            total = first + len(rows) - 1
-            marks = ", ".join("?" * len(checked[0]))
             try:
                 with self._database:
-                    self._database.executemany(
-                        f"INSERT INTO {table} VALUES ({marks})",
-                        checked,
-                    )
-                    self._database.execute(
-                        "INSERT OR REPLACE INTO tally VALUES (?, ?, ?)",
-                        (table, total, checksum("tally", total, (table,))),
-                    )
+                    totals = {name: self._insert(name, these) for name, these in new.items()}
             except sqlite3.Error as error:
                 raise RunError(
                     "the run database cannot be written",
                     where=str(self.path),
                     found=f"{type(error).__name__}: {error}",
                 ) from error
-            self._rows[table] = total
+            self._rows |= totals
+            self._written = time.monotonic()
+
+    def _insert(self, table: str, rows: list[tuple[Value, ...]]) -> int:
+        """Put rows and their tally into the open transaction; return how many there are then."""
+        first = self._rows[table] + 1
+        if not rows:
+            return first - 1
+        plain = [tuple(map(_storable, row)) for row in rows]
+        checked = [(seq, *row, checksum(table, seq, row)) for seq, row in enumerate(plain, first)]
+        total = first + len(rows) - 1
+        marks = ", ".join("?" * len(checked[0]))
+        self._database.executemany(f"INSERT INTO {table} VALUES ({marks})", checked)
+        self._database.execute(
+            "INSERT OR REPLACE INTO tally VALUES (?, ?, ?)",
+            (table, total, checksum("tally", total, (table,))),
+        )
+        return total
 
 
 def newest(folder: "str | os.PathLike[str]") -> Path:

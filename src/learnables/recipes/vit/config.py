@@ -115,7 +115,7 @@ class Config:
     strategy: Literal["ddp", "fsdp2"] = "ddp"
     max_steps: int = 0
     watch_every: int = 50
-    watch_budget: float = 0.01
+    watch_budget: float = 0.0075
     save_seconds: float = 10.0
 
     def __post_init__(self) -> None:

@@ -108,7 +108,7 @@ def file_name(text: str) -> str:
         'etc-passwd-3754d6cb'
     """
     slug = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    slug = re.sub(r"[^A-Za-z0-9._-]+", "-", slug).strip("-. ")[:80]
+    slug = re.sub(r"[^A-Za-z0-9._-]+|\.{2,}", "-", slug).strip("-. ")[:80]
     reserved = re.fullmatch(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?", slug)
     if slug == text and not reserved:
         return slug
