@@ -392,6 +392,8 @@ def _store_declared(owner: nn.Module) -> None:
         if dtype is not None and dtype != param.dtype and not is_uninitialised(param):
             gradient, param.grad = param.grad, None
             param.data = param.data.to(dtype)
+            if gradient_dtype(param) != dtype and dtype.itemsize > 1:  # that of 8 bits before
+                keep_gradient_in(param, dtype)
             if gradient is not None:
                 param.grad = gradient.to(gradient_dtype(param))
 

@@ -26,7 +26,8 @@ from learnables.collectives import gather_texts
 from learnables.entries import Entry, entries
 from learnables.errors import LearnablesError, SelectionError, warn
 from learnables.notes import note_of, put_note
-from learnables.policy.attach import Attachment, attach
+from learnables.policy.attach import Attachment, attach, check_rounding
+from learnables.policy.rounding import Mode
 from learnables.runtime.layout import canonicalize_, declared_layout
 from learnables.strides import lay_out_, wanted_strides
 
@@ -78,6 +79,8 @@ def prepare(
     units: Sequence[str] | None = None,
     methods: Sequence[str] = (),
     values: Literal["equal", "rank 0"] = "equal",
+    rounding: Mode | None = None,
+    state_dtype: torch.dtype = torch.bfloat16,
     **options: Any,
 ) -> Prepared:
     """Wrap or shard a model, build its optimizer after that, attach what was declared, audit it.
@@ -88,7 +91,8 @@ def prepare(
       `canonicalize_`). FSDP2 shards row-major memory only, so there all are laid out row-major.
     * FSDP2: a parameter of shape () becomes (1,), and the two load into each other. Each is cut
       along a dimension that the ranks divide evenly, so that a token of shape (1, N, D) is not one
-      rank's alone and padding for the others. The names of a tied parameter stay in one group.
+      rank's alone and padding for the others. The names of a tied parameter stay in one group. What
+      is stored in another dtype than its surroundings is gathered by itself.
     * After: the optimizer is built, `ln.attach` is called, and `ln.audit` looks at the result.
 
     Every rank must call.
@@ -104,14 +108,19 @@ def prepare(
         methods: For FSDP2: names of methods of ``model``, beside ``forward``, that may use its
             parameters.
         values: ``"rank 0"`` gives all ranks its values instead of demanding that they be equal.
+        rounding: As in `learnables.attach`: how steps of parameters in 16 bits are rounded. On
+            shards it happens where they lie; replicas stay equal; nothing is sent.
+        state_dtype: As in `learnables.attach`.
         options: Handed on to ``DistributedDataParallel`` or ``fully_shard``.
 
     Returns:
         Model, optimizer and report.
 
     Raises:
-        LearnablesError: There is no process group, ranks differ, a parameter cannot be sharded, or
+        LearnablesError: There is no process group, ranks differ, a parameter cannot be sharded or
+            reduced (it is sparse or in 8 bits, or shares a module with another dtype), or
             ``optimizer_fn`` is an optimizer already.
+        PolicyError: There is no such ``rounding`` or ``state_dtype``.
         SelectionError: A glob of ``units`` picks nothing.
         AuditFailed: The audit finds an error, such as an optimizer that holds the parameters of
             before.
@@ -134,7 +143,10 @@ def prepare(
     """
     _require_function(optimizer_fn)
     _require(strategy in STRATEGIES, "there is no such strategy", strategy, ", ".join(STRATEGIES))
+    check_rounding(rounding, state_dtype)
     _require_values(model)
+    if strategy != "none":
+        _require_bits(model, strategy)
     if strategy != "none":
         device = join(_device_type(model))
         if strategy == "ddp":
@@ -149,7 +161,7 @@ def prepare(
     elif strategy == "fsdp2":
         shard_(model, mesh=mesh, units=units, methods=methods, **options)
     optimizers = _built(optimizer_fn, runner)
-    attachment = attach(runner, optimizers)
+    attachment = attach(runner, optimizers, rounding=rounding, state_dtype=state_dtype)
     report = audit(runner, optimizers=optimizers)
     report.raise_for_errors()
     return Prepared(runner, optimizers, report, attachment)
@@ -385,8 +397,10 @@ def shard_(
     for method in methods:
         there = callable(getattr(model, method, None))
         _require(there, "the model has no such method", method, "a method of the model")
+    _require_bits(model, "fsdp2")
     whole = units_of(model, units)
     make_ready_(model)
+    whole = [*_islands(model, whole), *whole]
     if mesh is None:
         mesh = init_device_mesh(_device_type(model), (torch.distributed.get_world_size(),))
     parts = mesh.shape[-1]
@@ -466,6 +480,68 @@ def _blocks(model: nn.Module) -> Iterator[nn.Module]:
 
 def _crosses(entry: Entry, inside: set[int]) -> bool:
     return len({id(place.owner) in inside for place in entry.places}) == 2
+
+
+def _islands(model: nn.Module, units: Sequence[nn.Module]) -> list[nn.Module]:
+    """The modules whose parameters are of another dtype than most of their unit, to be units too.
+
+    FSDP2 gathers a group in one piece of memory, and so in one dtype.
+
+    Raises:
+        LearnablesError: One shares its module with others, or has names outside of it.
+    """
+    insides = [(unit, {id(m) for m in unit.modules()}) for unit in units]
+    groups: dict[int, list[Entry]] = {}
+    for entry in entries(model):
+        owners = {id(place.owner) for place in entry.places}
+        unit = next((unit for unit, inside in insides if owners <= inside), model)
+        if entry.trainable and not is_dtensor(entry.param):
+            groups.setdefault(id(unit), []).append(entry)
+    islands: dict[int, nn.Module] = {}
+    for held in groups.values():
+        counts: Counter[torch.dtype] = Counter()
+        for entry in held:
+            counts[entry.dtype] += entry.param.numel()
+        usual = counts.most_common(1)[0][0]
+        for entry in held:
+            if entry.dtype == usual:
+                continue
+            owner = entry.owner
+            own = {p.dtype for p in owner.parameters(recurse=False) if p.requires_grad}
+            alone = len({id(place.owner) for place in entry.places}) == len(own) == 1
+            called = type(owner).forward is not nn.Module.forward
+            if not alone or not called or any(True for _ in owner.children()):
+                raise LearnablesError(
+                    "a parameter is stored in another dtype than what FSDP2 gathers with it",
+                    where=entry.name,
+                    found=f"{_short(entry.dtype)}; its group is {_short(usual)}",
+                    wanted="one dtype, or a module of its own, such as ln.nn.LayerScale",
+                    mend=f"ln.annotate(model, {entry.name!r}, storage_dtype={usual})",
+                )
+            islands[id(owner)] = owner
+    return list(islands.values())
+
+
+def _require_bits(model: nn.Module, strategy: Strategy) -> None:
+    """Nothing where every parameter has a dtype that can be sent and summed.
+
+    Raises:
+        LearnablesError: One is in 8 bits.
+    """
+    for entry in entries(model):
+        sent = entry.trainable or entry.param.device.type == "cpu"  # NCCL sends what gloo does not
+        if sent and entry.dtype.itemsize == 1 and entry.dtype.is_floating_point:
+            raise LearnablesError(
+                "a parameter in 8 bits cannot be sent from rank to rank, nor its gradient summed",
+                where=entry.name,
+                found=f"{_short(entry.dtype)}, strategy={strategy!r}",
+                wanted="16 bits or more; rounding='stochastic' takes nothing beyond them",
+                mend=f"ln.annotate(model, {entry.name!r}, storage_dtype=torch.bfloat16)",
+            )
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def make_ready_(model: nn.Module) -> None:

@@ -90,7 +90,7 @@ def attach(
         transfer learning* (L2-SP), arXiv:1802.01483. Rounding: Zamirai et al., *Revisiting BFloat16
         training*, arXiv:2010.06192.
     """
-    _check_rounding(rounding, state_dtype)
+    check_rounding(rounding, state_dtype)
     optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
     plans = [plan for plan in resolve(model) if plan.entry.trainable]
     pulls = {opt: _pulls(plans, opt) for opt in optimizers}
@@ -234,7 +234,12 @@ class Attachment:
         self.remove()
 
 
-def _check_rounding(rounding: object, state_dtype: object) -> None:
+def check_rounding(rounding: object, state_dtype: object) -> None:
+    """Nothing where `attach` takes these two.
+
+    Raises:
+        PolicyError: It does not.
+    """
     if rounding is not None and rounding not in MODES:
         raise PolicyError(
             "there is no such rounding",
