@@ -1,7 +1,8 @@
 """What low precision loses, what keeping it costs, what one float32 parameter does to a stream.
 
-    python benchmarks/precision.py            # what is counted: a minute
-    python benchmarks/precision.py --time     # also seconds: four minutes, on a quiet machine
+    python benchmarks/precision.py                       # what is counted: a minute
+    python benchmarks/precision.py --only promotions     # one part of it
+    python benchmarks/precision.py --only times          # seconds: four minutes, a quiet machine
 
 Counted are distances from the float32 trajectory, bytes that lie in parameters, gradients and
 optimizer state, and bytes that autograd keeps. Seconds are CPU seconds of one thread.
@@ -9,6 +10,7 @@ optimizer state, and bytes that autograd keeps. Seconds are CPU seconds of one t
 
 import argparse
 import copy
+import itertools
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +21,7 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from environment import paired, save
+from environment import paired, save_part
 from tests.handwritten import HandwrittenViT
 
 import learnables as ln
@@ -86,7 +88,24 @@ def trajectories() -> dict[str, dict[str, float]]:
             "way_gone": float(moved),
             "never_moved": float((path[-1] == 1).float().mean()),
         }
+    rows["least of what is drawn"] = {"away_at_most": least_deviation(exact)}
     return rows
+
+
+def least_deviation(path: list[Tensor]) -> float:
+    """How far a rounding that is right in the mean, and remembers nothing, strays from ``path``.
+
+    Of all that give a number between two neighbours u apart on the average, the one that takes one
+    of the two has the least variance: u² f (1 - f), where f is how far the number is from the lower
+    one, in u. From a number that is one of them a step of s ends at f = |s| / u, if it is below u.
+    """
+    variance = torch.zeros(())
+    for before, after in itertools.pairwise([torch.ones_like(path[0]), *path]):
+        toward = torch.where(after < before, before * (1 - 1e-7), before)
+        unit = torch.ldexp(torch.ones_like(before), torch.frexp(toward)[1] - 8)
+        f = ((after - before).abs() / unit).frac()
+        variance = variance + (unit**2 * f * (1 - f)).sum()
+    return float(variance.sqrt() / path[-1].norm())
 
 
 def vit(dim: int, depth: int = 6) -> ViT:
@@ -147,9 +166,9 @@ def promotions(dim: int, batch: int) -> dict[str, dict[str, Any]]:
     """A ViT as people write it before and after typing the mend, and ours."""
     x = torch.randn(batch, 3, 32, 32)
     rows: dict[str, dict[str, Any]] = {}
-    for dropout in (0.0, 0.1):
+    for ratio, dropout in itertools.product((4, 2, 1), (0.0, 0.1)):
         torch.manual_seed(0)
-        model = HandwrittenViT(dim=dim, dropout=dropout)
+        model = HandwrittenViT(dim=dim, ratio=ratio, dropout=dropout)
         before, size = looked_at(model, x), kept_for_backward(model, x)
         blamed = list(before.parameters)
         seen = before
@@ -158,7 +177,7 @@ def promotions(dim: int, batch: int) -> dict[str, dict[str, Any]]:
             seen = looked_at(model, x)
             blamed += [name for name in seen.parameters if name not in blamed]
         after = kept_for_backward(model, x)
-        rows[f"written by hand, dropout {dropout:g}"] = {
+        rows[f"MLP of {ratio} widths, dropout {dropout:g}"] = {
             "promotions": len(before.found),
             "parameters": len(blamed),
             "promotions_after": len(seen.found),
@@ -205,45 +224,62 @@ def times(dim: int, batch: int, rounds: int) -> dict[str, Any]:
     return rows
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--time", action="store_true", help="also time steps")
-    parser.add_argument("--dim", type=int, default=192)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=9)
-    args = parser.parse_args()
-    torch.set_num_threads(1)
-    rows: dict[str, Any] = {"trajectories": trajectories()}
+def print_trajectories(rows: dict[str, Any]) -> None:
     print(
         "| gamma = 1, AdamW lr 1e-3, 100 steps | its mean away from float32 | its entries | stuck |"
     )
     print("|---|---|---|---|")
-    for name, row in rows["trajectories"].items():
-        print(
-            f"| {name} | {row['mean_away_at_most']:.3%} | {row['away_at_most']:.2%} | "
-            f"{row['never_moved']:.0%} |"
-        )
-    rows["bytes"] = bytes_per_parameter(args.dim)
-    print("\n| bytes per parameter | parameter | gradient | state | all |\n|---|---|---|---|---|")
-    for name, row in rows["bytes"].items():
+    for name, row in rows.items():
+        mean, stuck = row.get("mean_away_at_most"), row.get("never_moved")
+        cells = ["" if mean is None else f"{mean:.3%}", f"{row['away_at_most']:.2%}"]
+        print(f"| {name} | {' | '.join(cells)} | {'' if stuck is None else f'{stuck:.0%}'} |")
+
+
+def print_bytes(rows: dict[str, Any]) -> None:
+    print("| bytes per parameter | parameter | gradient | state | all |\n|---|---|---|---|---|")
+    for name, row in rows.items():
         print(f"| {name} | " + " | ".join(f"{value:.2f}" for value in row.values()) + " |")
-    rows["promotions"] = promotions(64, 32)
-    print("\n| under bf16 autocast | promotions | after | kept for backward | after | smaller |")
+
+
+def print_promotions(rows: dict[str, Any]) -> None:
+    print("| under bf16 autocast | promotions | after | kept for backward | after | smaller |")
     print("|---|---|---|---|---|---|")
-    for name, row in rows["promotions"].items():
+    for name, row in rows.items():
         after = row.get("bytes_after", row["bytes"])
         print(
             f"| {name} | {row['promotions']} | {row.get('promotions_after', 0)} | "
             f"{row['bytes'] / 1e6:.1f} MB | {after / 1e6:.1f} MB | {1 - after / row['bytes']:.1%} |"
         )
-    if args.time:
-        rows["times"] = times(args.dim, args.batch, args.rounds)
-        print("\n| × plain bfloat16 | " + " | ".join(rows["times"]) + " |")
-        print("|---|" + "---|" * len(rows["times"]))
-        for name in [name for name, way in WAYS.items() if way is not None]:
-            cells = [copy.copy(timings[name]) for timings in rows["times"].values()]
-            print(f"| {name} | " + " | ".join(f"{cell.ratio:.2f}" for cell in cells) + " |")
-    save("precision", rows, dim=args.dim, batch=args.batch)
+
+
+def print_times(rows: dict[str, Any]) -> None:
+    print("| × plain bfloat16 | " + " | ".join(rows) + " |\n|---|" + "---|" * len(rows))
+    for name in [name for name, way in WAYS.items() if way is not None]:
+        cells = [copy.copy(timings[name]) for timings in rows.values()]
+        print(f"| {name} | " + " | ".join(f"{cell.ratio:.2f}" for cell in cells) + " |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = ("trajectories", "bytes", "promotions", "times")
+    parser.add_argument("--only", nargs="*", choices=names, default=names[:3])
+    parser.add_argument("--dim", type=int, default=192)
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--rounds", type=int, default=9)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    parts: dict[str, tuple[Callable[[], dict[str, Any]], Callable[[dict[str, Any]], None]]] = {
+        "trajectories": (trajectories, print_trajectories),
+        "bytes": (lambda: bytes_per_parameter(args.dim), print_bytes),
+        "promotions": (lambda: promotions(64, 32), print_promotions),
+        "times": (lambda: times(args.dim, args.batch, args.rounds), print_times),
+    }
+    for name in args.only:
+        measure, show = parts[name]
+        rows = measure()
+        show(rows)
+        print()
+        save_part("precision", name, rows, dim=args.dim, batch=args.batch)
 
 
 if __name__ == "__main__":
