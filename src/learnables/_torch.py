@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn, overrides
+from torch.autograd import forward_ad
 from torch.nn.modules import activation, batchnorm, conv, instancenorm, normalization, rnn
 from torch.nn.modules import module as _module
 from torch.nn.parameter import UninitializedTensorMixin  # type: ignore[attr-defined]
@@ -484,6 +485,25 @@ def own_view(x: Tensor, *shape: int) -> Tensor:
     """
     y: Tensor = torch.ops.aten._unsafe_view.default(x, shape)
     return y
+
+
+def is_watched(tensors: Iterable[Tensor]) -> bool:
+    """Whether more than plain autograd has to see what is done to ``tensors``.
+
+    A dispatch mode (fake tensors, a flop counter, a tracer), a transform of ``torch.func``,
+    gradients in batches, a subclass, the meta device: there may be no memory to point to.
+    """
+    is_batched = torch._C._functorch.is_legacy_batchedtensor
+    return bool(
+        torch._C._len_torch_dispatch_stack()
+        or torch._C._are_functorch_transforms_active()
+        or any(type(t) not in (Tensor, nn.Parameter) or t.is_meta or is_batched(t) for t in tensors)
+    )
+
+
+def in_forward_mode() -> bool:
+    """Whether tensors may carry tangents, of forward-mode differentiation."""
+    return forward_ad._current_level >= 0
 
 
 def remove_function_mode(mode: TorchFunctionMode) -> None:

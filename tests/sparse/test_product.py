@@ -2,6 +2,8 @@ import pytest
 import torch
 from tests.sparse.families import MASKS, layout_of
 from tests.sparse.test_reference import by_slices, every_layout
+from torch._subclasses import FakeTensor, FakeTensorMode
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 from learnables._native import block_sparse as native
@@ -146,3 +148,50 @@ def test_mixed_dtypes_are_refused() -> None:
     layout = Layout(12, 8, 4, [[1, 0], [0, 0], [0, 1]])
     with pytest.raises(LearnablesError, match=r"float64 on cpu, torch.float32 on cpu"):
         block_sparse_linear(torch.zeros(3, 8).double(), torch.zeros(2, 4, 4), layout)
+
+
+def test_a_call_without_a_graph_gives_what_one_with_a_graph_gives(by) -> None:
+    layout = layout_of("random", "ragged")
+    x, weight, bias = three(layout, samples=5)
+    recorded = block_sparse_linear(x, weight, layout, bias)
+    with torch.no_grad():
+        bare = block_sparse_linear(x, weight, layout, bias)
+    assert recorded.grad_fn is not None
+    assert bare.grad_fn is None
+    assert torch.equal(recorded, bare)
+
+
+def test_tensors_without_memory_are_never_pointed_at(by) -> None:
+    layout = layout_of("random", "whole")
+    shape, index = layout.weight_shape, layout.index  # real, from before
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        x, weight = torch.randn(2, 3, 8), torch.randn(shape, requires_grad=True)
+        y = block_sparse_linear(x, weight, layout)
+        assert isinstance(y, FakeTensor)
+        assert y.shape == (2, 3, 12)
+    assert layout.index is index
+    x, weight = torch.randn(3, 8, device="meta"), torch.randn(layout.weight_shape, device="meta")
+    y = block_sparse_linear(x, weight, layout)
+    assert (y.device.type, y.shape) == ("meta", (3, 12))
+
+
+def test_a_map_over_inputs_and_gradients_in_batches_give_what_a_loop_gives(by) -> None:
+    layout = layout_of("random", "whole")
+    x, weight = torch.randn(3, 8), torch.randn(layout.weight_shape)
+    xs = torch.randn(4, 3, 8)
+    mapped = torch.func.vmap(lambda x: block_sparse_linear(x, weight, layout))(xs)
+    torch.testing.assert_close(mapped, block_sparse_linear(xs, weight, layout))
+    leaves = [x.requires_grad_(), weight.requires_grad_()]
+    y, gs = block_sparse_linear(x, weight, layout), torch.randn(4, 3, 12)
+    together = torch.autograd.grad(y, leaves, gs, is_grads_batched=True, retain_graph=True)
+    one_by_one = [torch.autograd.grad(y, leaves, g, retain_graph=True) for g in gs]
+    for ours, theirs in zip(together, zip(*one_by_one, strict=True), strict=True):
+        torch.testing.assert_close(ours, torch.stack(theirs))
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+def test_tangents_are_refused_and_never_lost(recorded) -> None:
+    layout = layout_of("random", "whole")
+    x, weight = torch.randn(3, 8), torch.randn(layout.weight_shape, requires_grad=recorded)
+    with forward_ad.dual_level(), pytest.raises(NotImplementedError, match="jvp"):
+        block_sparse_linear(forward_ad.make_dual(x, x), weight, layout)

@@ -65,43 +65,45 @@ def _run(
     shape: tuple[int, ...],
 ) -> Tensor | None:
     """The result; None for a bad index. The caller saw to dtypes, devices, all other shapes."""
-    library, _ = load("block_sparse")
-    assert library is not None
-    E, p, q = blocks
-    R, C = -(-sizes[1] // p), -(-sizes[2] // q)
-    if [len(part) for part in index] != [R + 1, E, C + 1, E, E]:
+    (samples, out, in_features), (E, p, q) = sizes, blocks
+    R, C = -(-out // p), -(-in_features // q)
+    if [part.numel() for part in index] != [R + 1, E, C + 1, E, E]:
         return None
     dtype = x.dtype
     x, other = _readable(x), _readable(other)
     bias = None if bias is None else _readable(bias)
-    work = sizes[0] * E * p * q
-    threads = max(1, min(torch.get_num_threads(), work // _PER_THREAD))
+    threads = max(1, min(torch.get_num_threads(), samples * E * p * q // _PER_THREAD))
     index = [part.contiguous() for part in index]
-    numbers = [ctypes.c_int64(size) for size in (*sizes, p, q, E)]
+    places = [part.data_ptr() for part in index]
 
     def call(x: Tensor, other: Tensor, bias: Tensor | None) -> tuple[int, Tensor]:
         y = x.new_empty(shape)
-        pointers = [
-            ctypes.c_void_p(None if t is None else t.data_ptr())
-            for t in (*index, x, other, bias, y)
-        ]
-        kind = _KINDS[x.dtype]
-        code: int = library.learnables_block_sparse(
-            which, kind, level, threads, *numbers, *pointers
-        )
+        start = None if bias is None else bias.data_ptr()
+        pointers = (*places, x.data_ptr(), other.data_ptr(), start, y.data_ptr())
+        code: int = _entry()(which, _KINDS[x.dtype], level, threads, *sizes, p, q, E, *pointers)
         return code, y
 
     if dtype in (torch.float32, torch.float64):
         code, y = call(x, other, bias)
     else:
         code, y = _NO_KERNEL, x
-        even = not any(size % 2 for size in (*sizes[1:], p, q))
-        if dtype == torch.bfloat16 and even and (which != 0 or sizes[0] > _FEW):
+        even = not any(size % 2 for size in (out, in_features, p, q))
+        if dtype == torch.bfloat16 and even and (which != 0 or samples > _FEW):
             code, y = call(x, other, bias)
         if code == _NO_KERNEL:
             code, y = call(x.float(), other.float(), None if bias is None else bias.float())
             y = y.to(dtype)
     return None if code else y
+
+
+@functools.cache
+def _entry() -> Any:
+    """The C function, told once what it takes: plain numbers then need no boxes."""
+    library, _ = load("block_sparse")
+    assert library is not None
+    function = library.learnables_block_sparse
+    function.argtypes = [ctypes.c_int] * 4 + [ctypes.c_int64] * 6 + [ctypes.c_void_p] * 9
+    return function
 
 
 def _readable(x: Tensor) -> Tensor:

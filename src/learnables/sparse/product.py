@@ -3,13 +3,13 @@
 Shapes: B samples, O out features, I in features, p × q one block, E stored blocks.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from learnables._torch import own_view
+from learnables._torch import in_forward_mode, is_watched, own_view
 from learnables.errors import LearnablesError, ShapeError
 from learnables.sparse import kernels
 from learnables.sparse.layout import Index, Layout
@@ -86,7 +86,7 @@ def apply(
             wanted=f"({out_features},)",
         )
     kind = x.device.type
-    if torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
+    if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
         dtype = torch.get_autocast_dtype(kind)
         x, weight = x.to(dtype), weight.to(dtype)
         bias = None if bias is None else bias.to(dtype)
@@ -98,21 +98,33 @@ def apply(
             wanted="the same for all",
             mend="x.to(layer.weight), or torch.autocast for mixed precision",
         )
-    calls = _OPERATORS if torch.compiler.is_compiling() else _FUNCTIONS
-    y: Tensor = calls.product(x.reshape(-1, in_features), weight, bias, *index, out_features)
+    y: Tensor = _calls_for(given).product(
+        x.reshape(-1, in_features), weight, bias, *index, out_features
+    )
     return y if x.ndim == 2 else own_view(y, *x.shape[:-1], out_features)
 
 
 # The three products close over each other under differentiation, so one backward of each is all
-# there is, to any order. Each exists twice: as a torch.library operator, which torch.compile takes
-# as one node of known output, and as an autograd.Function, which costs 15 µs to call where the
-# operator costs 65.
+# there is, to any order. Each exists three times: as a torch.library operator, which torch.compile
+# takes as one node of known output; as an autograd.Function, which costs 15 µs to call where the
+# operator costs 65; and bare, for a call that no graph is recorded of, as nearly all in a backward.
 
 
 class _Calls(NamedTuple):
     product: Callable[..., Any]
     transposed: Callable[..., Any]
     sampled: Callable[..., Any]
+
+
+def _calls_for(tensors: Sequence[Tensor]) -> _Calls:
+    if torch.compiler.is_compiling():
+        return _OPERATORS
+    if in_forward_mode():
+        return _FUNCTIONS  # which know no tangents, and say so
+    if is_watched(tensors):
+        return _OPERATORS
+    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    return _FUNCTIONS if recorded else _BARE
 
 
 def _run_product(
@@ -204,7 +216,7 @@ def _as_function(
         return run(*inputs)
 
     def backward(ctx: Any, g: Tensor) -> Any:
-        return differentiate(ctx, _FUNCTIONS, g)
+        return differentiate(ctx, _calls_for((g, *ctx.saved_tensors[:2])), g)
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function: Any = type(name, (torch.autograd.Function,), methods)
@@ -225,6 +237,7 @@ def _as_operator(
     return operator
 
 
+_BARE = _Calls(_run_product, _run_transposed, _run_sampled)
 _FUNCTIONS = _Calls(
     _as_function("BlockSparseProduct", _run_product, _save_product, _differentiate_product),
     _as_function(
