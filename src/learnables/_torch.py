@@ -79,11 +79,13 @@ def without_wrappers(name: str) -> str:
     )
 
 
-def pull_together_(xs: Sequence[Tensor], to: Sequence[Tensor], rate: float | Tensor) -> None:
-    """``x ← x + rate · (to − x)`` for all pairs in three multi-tensor operations."""
-    away = torch._foreach_sub(list(to), list(xs))
+def toward_all(xs: Sequence[Tensor], to: Sequence[Tensor], rate: float | Tensor) -> list[Tensor]:
+    """``rate · (to − x)`` for all pairs, in two multi-tensor operations."""
+    if not xs:
+        return []
+    away = list(torch._foreach_sub(list(to), list(xs)))
     torch._foreach_mul_(away, rate)
-    torch._foreach_add_(list(xs), away)
+    return away
 
 
 def copy_all_(to: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -57,6 +57,113 @@ def test_decay_toward_the_initial_value_is_adamws_decay_moved_to_it(
     torch.testing.assert_close(model.bias, twin.bias)
 
 
+CLOSURES = {
+    "SGD": (torch.optim.SGD, {}),
+    "AdamW": (torch.optim.AdamW, {}),
+    "fused AdamW": (torch.optim.AdamW, {"fused": True}),
+    "Rprop": (torch.optim.Rprop, {}),
+}
+
+
+@pytest.mark.parametrize("rounding", [None, "kahan", "master"])
+@pytest.mark.parametrize("kind", CLOSURES)
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_with_a_closure_it_is_pulled_where_it_is_without(kind, rounding, by_keyword) -> None:
+    """From the first step on, at which there is no gradient yet when the step begins."""
+    optimizer_class, options = CLOSURES[kind]
+    ends = []
+    dtype = torch.float64 if rounding is None else torch.bfloat16
+    x = torch.randn(8, 3, dtype=dtype)
+    for closed in (False, True):
+        model = Colour().to(dtype)
+        optimizer = optimizer_class(ln.param_groups(model, lr=0.1, weight_decay=0.5), **options)
+        handle = ln.attach(model, optimizer, rounding=rounding)
+        with torch.no_grad():
+            model.matrix += 1
+
+        def evaluate(model=model, optimizer=optimizer):
+            optimizer.zero_grad()
+            loss = model(x).square().sum()
+            loss.backward()
+            return loss
+
+        for _ in range(4):
+            if closed:
+                _ = optimizer.step(closure=evaluate) if by_keyword else optimizer.step(evaluate)
+            else:
+                evaluate()
+                optimizer.step()
+        full = handle.full_precision()
+        ends.append(full.get("matrix", model.matrix).detach().clone())
+    rtol = 1e-12 if rounding is None else 1e-3
+    torch.testing.assert_close(ends[1], ends[0], rtol=rtol, atol=rtol)
+
+
+def test_a_parameter_that_a_closure_gives_no_gradient_is_not_pulled() -> None:
+    model, optimizer = made()
+    ln.attach(model, optimizer)
+    with torch.no_grad():
+        model.matrix.zero_()
+    model.matrix.grad = torch.ones(3, 3)  # of the step before
+
+    def evaluate():
+        optimizer.zero_grad()
+        model.bias.sum().backward()
+        return torch.zeros(())
+
+    optimizer.step(evaluate)
+    torch.testing.assert_close(model.matrix.detach(), torch.zeros(3, 3), rtol=0, atol=0)
+
+
+def test_what_moves_parameters_before_it_evaluates_is_pulled_all_the_same() -> None:
+    """As sharpness-aware steps do: they go back to the values that they found."""
+
+    class There(torch.optim.SGD):
+        def step(self, closure=None):
+            held = [p for group in self.param_groups for p in group["params"]]
+            kept = [p.detach().clone() for p in held]
+            with torch.no_grad():
+                for p in held:
+                    p.add_(1.0)
+            with torch.enable_grad():
+                loss = closure()
+            with torch.no_grad():
+                for p, value in zip(held, kept, strict=True):
+                    p.copy_(value)
+            super().step()
+            return loss
+
+    model, optimizer = made(There)
+    ln.attach(model, optimizer)
+    with torch.no_grad():
+        model.matrix.zero_()
+
+    def evaluate():
+        optimizer.zero_grad()
+        (0 * model.matrix.sum()).backward()
+        return torch.zeros(())
+
+    optimizer.step(evaluate)
+    torch.testing.assert_close(model.matrix.detach(), 0.1 * 0.5 * 0.5 * torch.eye(3))
+
+
+def test_a_step_that_raised_behind_its_closure_is_not_made_up_for() -> None:
+    model, optimizer = made(torch.optim.SGD)
+    ln.attach(model, optimizer)
+
+    def evaluate():
+        raise RuntimeError("out of memory")
+
+    with torch.no_grad():
+        model.matrix.zero_()
+    model.matrix.grad = torch.zeros(3, 3)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        optimizer.step(evaluate)
+    torch.testing.assert_close(model.matrix.detach(), torch.zeros(3, 3), rtol=0, atol=0)
+    optimizer.step()
+    torch.testing.assert_close(model.matrix.detach(), 0.1 * 0.5 * 0.5 * torch.eye(3))
+
+
 def test_a_step_that_the_scaler_skips_does_not_decay() -> None:
     for options in ({"fused": True}, {"foreach": True}):
         model, optimizer = made(**options)

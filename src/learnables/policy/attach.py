@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import (
+    add_all_,
     after_pre_hooks,
     from_rank_0,
     make_first_post_hook,
-    pull_together_,
+    toward_all,
 )
 from learnables.errors import PolicyError
 from learnables.policy.resolve import Plan, resolve
@@ -32,7 +33,8 @@ def attach(
     """Carry out, from now on, everything declared that groups cannot: call it once.
 
     * ``weight_decay="init"``: before each step θ ← θ − lr · λ · (θ − θ₀), decoupled as in AdamW,
-      with the group's current learning rate and λ = ``decay_toward_init`` of the group.
+      with the group's current learning rate and λ = ``decay_toward_init`` of the group. Also
+      where the step is given a closure: its gradient is that of θ, and none pulls nothing.
     * ``constraint=``: the value is projected now, and after each step in one batched call.
     * ``rounding=``, of parameters stored in 16 or 8 bits: for the time of the step the optimizer
       is given float32 copies, which are rounded back so that no update is lost.
@@ -120,25 +122,46 @@ class _Pull:
 
     def __init__(self, index: int, params: list[nn.Parameter], to: list[Tensor]) -> None:
         self.index, self.params, self.to = index, params, to
+        self._after: tuple[list[nn.Parameter], list[Tensor]] = [], []
 
     @torch.no_grad()
-    def __call__(self, optimizer: Optimizer, rounding: Rounding | None) -> None:
+    def before_step(self, optimizer: Optimizer, rounding: Rounding | None, evaluates: bool) -> None:
+        """Pull now; where the step evaluates a closure, reckon from now and pull in `after_step`.
+
+        Which parameters get a gradient, and what it is, is known only behind the closure; LBFGS
+        evaluates several, and others move parameters before they do.
+        """
         # Looked up each time: load_state_dict makes new dicts, in the same order.
         group = optimizer.param_groups[self.index]
         rate = group["lr"] * group["decay_toward_init"]
         found_inf = getattr(optimizer, "found_inf", None)
         if isinstance(found_inf, Tensor):  # a fused optimizer is about to skip where it is 1
             rate = rate * (1 - found_inf.to(self.params[0].device))
-        # A parameter without gradient is not stepped, hence not decayed: as torch's optimizers do.
-        live = [(p, t) for p, t in zip(self.params, self.to, strict=True) if p.grad is not None]
-        if not live:
-            return
-        if rounding is None:
-            pull_together_([p for p, _ in live], [t for _, t in live], rate)
+        pairs = [
+            (p, p if rounding is None else rounding.working(p), t)
+            for p, t in zip(self.params, self.to, strict=True)
+            if evaluates or _is_stepped(p)
+        ]
+        xs = [x for _, x, _ in pairs]
+        away = toward_all(xs, [t.to(x.dtype) for _, x, t in pairs], rate)
+        self._after = [], []  # of a step that raised
+        if evaluates:
+            self._after = [p for p, _, _ in pairs], away
         else:
-            copies = [rounding.working(p) for p, _ in live]
-            to = [t.to(x.dtype) for x, (_, t) in zip(copies, live, strict=True)]
-            pull_together_(copies, to, rate)
+            add_all_(xs, away)
+
+    @torch.no_grad()
+    def after_step(self, rounding: Rounding | None) -> None:
+        """What was put off."""
+        (params, away), self._after = self._after, ([], [])
+        some = [(p, x) for p, x in zip(params, away, strict=True) if _is_stepped(p)]
+        xs = [p if rounding is None else rounding.working(p) for p, _ in some]
+        add_all_(xs, [x for _, x in some])
+
+
+def _is_stepped(param: Tensor) -> bool:
+    """Without gradient it is not stepped, hence not decayed: as torch's optimizers do."""
+    return param.grad is not None
 
 
 @final
@@ -158,7 +181,7 @@ class Attachment:
         self._waiting: dict[Optimizer, Callable[[], None]] = {}
         self._befores = {opt: opt.register_step_pre_hook(self._before_step) for opt in pulls}
         self._hooks = list(self._befores.values())
-        for opt in roundings:
+        for opt in (opt for opt in pulls if pulls[opt] or opt in roundings):
             after = opt.register_step_post_hook(self._after_step)
             make_first_post_hook(opt, after)  # others are to see the parameters, not their copies
             self._hooks.append(after)
@@ -208,12 +231,17 @@ class Attachment:
         self._waiting.pop(optimizer, None)
         rounding = self._roundings.get(optimizer)
         changed = None if rounding is None else rounding.before_step(args, kwargs)
+        evaluates = callable(kwargs.get("closure", args[1] if len(args) > 1 else None))
         for pull in self._pulls[optimizer]:
-            pull(optimizer, rounding)
+            pull.before_step(optimizer, rounding, evaluates)
         return changed
 
     def _after_step(self, optimizer: Optimizer, *_: object) -> None:
-        self._roundings[optimizer].after_step()
+        rounding = self._roundings.get(optimizer)
+        for pull in self._pulls[optimizer]:
+            pull.after_step(rounding)
+        if rounding is not None:
+            rounding.after_step()
 
     def remove(self) -> None:
         """Take the hooks away again."""
