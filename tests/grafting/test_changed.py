@@ -252,3 +252,32 @@ def test_the_fused_path_of_torch_sees_the_change(at):
     assert not torch.equal(wanted, before)
     with torch.inference_mode():  # here torch multiplies all of a layer in one kernel
         torch.testing.assert_close(model.eval()(x), wanted)
+
+
+class Keeping(nn.Module):
+    """As timm's LeViT: in evaluation mode it keeps what it has made of its parameter."""
+
+    def __init__(self):
+        super().__init__()
+        self.biases = nn.Parameter(torch.randn(3))
+        self.attention_bias_cache = {}
+
+    def forward(self, x):
+        if self.training:
+            return x + self.biases.exp()
+        if "made" not in self.attention_bias_cache:
+            self.attention_bias_cache["made"] = self.biases.exp()
+        return x + self.attention_bias_cache["made"]
+
+
+def test_what_an_owner_keeps_of_its_parameter_is_of_now():
+    model, x = nn.Sequential(Keeping()).eval(), torch.zeros(3)
+    with torch.no_grad():
+        before = model(x)
+        handle = ln.graft(model, "plus", ln.nn.LowRankDelta(3), "0.biases")
+        for value in (1.0, 2.0):
+            for p in model.plus.parameters():
+                p.fill_(value)
+            torch.testing.assert_close(model(x), model.plus(model[0].biases).exp())
+        handle.remove()
+        assert torch.equal(model(x), before)

@@ -1,10 +1,13 @@
 """Grafts in vision models beside hand-written forwards: pooling, other image sizes, biases."""
 
+import copy
+
 import pytest
 import torch
 
 import learnables as ln
 from learnables.errors import LearnablesError, ShapeError
+from learnables.grafting.graft import grafts_of
 
 STRONG = ln.init.normal(1.0)
 SIZES = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10}
@@ -204,6 +207,44 @@ def test_a_low_rank_bias_in_windows():
         wanted = torch.func.functional_call(model, changed, (x,))
         ln.graft(model, "delta", delta, name)
         torch.testing.assert_close(model(x), wanted)
+
+
+@pytest.mark.parametrize(
+    "name", ["levit_128s", "tiny_vit_5m_224", "efficientformer_l1", "efficientvit_m0"]
+)
+def test_a_delta_on_biases_that_timm_keeps_in_evaluation_mode_is_the_one_of_now(name):
+    import timm
+
+    torch.manual_seed(0)
+    model, x = timm.create_model(name, num_classes=5), torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        for p in model.parameters():  # LeViT begins with attention that is multiplied by zero
+            p.add_(0.1 * torch.randn_like(p))
+    model.eval()
+    biases = next(n for n, _ in model.named_parameters() if n.endswith("attention_biases"))
+    ln.freeze(model)
+    with torch.no_grad():
+        before = model(x)  # timm keeps what it has made of the biases
+    param = model.get_parameter(biases)
+    delta = ln.nn.LowRankDelta(*param.shape, rank=1)
+    handle = ln.graft(model, "delta", delta, biases)
+    assert torch.equal(model(x), before)
+    for step in range(2):  # trained in evaluation mode, as a frozen backbone is
+        with torch.no_grad():
+            torch.nn.init.normal_(delta.up, std=10.0 * (step + 1))
+        delta.up.grad = None
+        model(x).square().sum().backward()
+        assert delta.up.grad.any()
+    out = model(x)
+    assert not torch.equal(out, before)
+    with torch.no_grad():  # slow twin: a model whose parameter is another one
+        twin = copy.deepcopy(model)
+        for handle_of_twin in reversed([*grafts_of(twin)]):
+            handle_of_twin.remove()
+        twin.get_parameter(biases).add_(delta.up @ delta.down)
+        torch.testing.assert_close(twin(x), out)
+    handle.remove()
+    assert torch.equal(model(x), before)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "eva02_tiny_patch14_224"])

@@ -18,6 +18,9 @@ from learnables.errors import LearnablesError
 from learnables.sharing.descriptors import dress
 
 _CHANGES = "_learnables_changes"
+# Where owners keep what they made of a parameter, in evaluation mode: timm's LeViT, TinyViT,
+# EfficientFormer and EfficientViT.
+_CACHES = ("attention_bias_cache",)
 
 
 @dataclass(eq=False)
@@ -46,6 +49,21 @@ class _End:
 
     def __call__(self, module: nn.Module, args: Any, out: Any) -> None:
         self.changes.forwards = max(0, self.changes.forwards - 1)
+
+
+@dataclass
+class _Forget:
+    """Before and after the owner: what it kept of the parameter is of other values of the delta.
+
+    While the delta trains under a frozen, evaluated model it is another one at each forward, and
+    after the graft is removed the base has to be what it was.
+    """
+
+    caches: tuple[str, ...]
+
+    def __call__(self, module: nn.Module, args: Any, out: Any = None) -> None:
+        for name in self.caches:
+            setattr(module, name, {})
 
 
 class _Changed:
@@ -113,6 +131,10 @@ def change(
     for module in around:  # first of all hooks: one that raises before it would count too little
         handles.append(module.register_forward_pre_hook(begin, prepend=True))
         handles.append(module.register_forward_hook(end, always_call=True))
+    if caches := tuple(name for name in _CACHES if isinstance(getattr(owner, name, None), dict)):
+        forget = _Forget(caches)
+        handles.append(owner.register_forward_pre_hook(forget))
+        handles.append(owner.register_forward_hook(forget, always_call=True))
     return handles
 
 
