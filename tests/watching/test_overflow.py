@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import learnables as ln
+from learnables.errors import LearnablesError
 from learnables.watching import Run
 from learnables.watching.gradient import Consumption
 from learnables.watching.sentinel import Sentinel, overflows
@@ -212,6 +213,41 @@ def test_scaler_is_as_before_when_the_watch_ends(tmp_path):
     with ln.watch(model, made("fused", model), to=None, scaler=scaler):
         assert {"step", "unscale_"} <= vars(scaler).keys()
     assert not {"step", "unscale_"} & vars(scaler).keys()
+
+
+class Stranger:
+    """An optimizer of another library, without torch's hooks."""
+
+    def __init__(self) -> None:
+        self.param_groups = [{"params": [nn.Parameter(torch.ones(2))], "lr": 0.1}]
+        self.steps = 0
+
+    def step(self):
+        self.steps += 1
+
+
+def test_what_the_scaler_steps_besides_goes_on_unwatched(tmp_path):
+    model, scaler, other = Model(), scaling(), Stranger()
+    optimizers = made("not fused", model)
+    with ln.watch(model, optimizers, 7, tmp_path, budget=None, scaler=scaler) as watcher:
+        scaler.scale(model(torch.ones(2, 4)).sum()).backward()
+        other.param_groups[0]["params"][0].grad = torch.ones(2)
+        scaler.unscale_(other)
+        scaler.step(other)
+        scaler.step(optimizers[0])
+        scaler.update()
+    assert (other.steps, watcher.step, watcher.failed) == (1, 1, None)
+
+
+def test_what_is_no_scaler_is_refused_by_its_name(tmp_path):
+    class NativeScaler:
+        def __call__(self, loss, optimizer):
+            raise AssertionError
+
+    model = Model()
+    with pytest.raises(LearnablesError, match="has no step") as caught:
+        ln.watch(model, made("fused", model), to=tmp_path, scaler=NativeScaler())
+    assert "NativeScaler" in caught.value.found
 
 
 def two_ranks(rank, folder):

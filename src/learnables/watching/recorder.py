@@ -106,8 +106,8 @@ def watch(
         The watcher: a context manager, or to be ended by ``close()``.
 
     Raises:
-        LearnablesError: The optimizer steps outside torch's hooks (DeepSpeed), or an argument has
-            no meaning.
+        LearnablesError: The optimizer steps outside torch's hooks (DeepSpeed), ``scaler`` has no
+            ``step``, or an argument has no meaning.
         SelectionError: ``select`` picks nothing.
         RunError: The folder cannot be written.
 
@@ -173,7 +173,7 @@ class Watcher:
         step: int,
         resume: bool,
     ) -> None:
-        _check(every, wanted, budget)
+        _check(every, wanted, budget, scaler)
         self._model, self._selector = model, selector
         self._optimizers = _optimizers(optimizer)
         self._counts = {id(o): step for o in self._optimizers}
@@ -437,9 +437,9 @@ class Watcher:
             held, step = self._held[id(optimizer)], self._counts[id(optimizer)]
             self._sentinel.overflow(step, held.indices, self._gradients(held), how)
 
-    def _unscaled(self, optimizer: Optimizer) -> None:
+    def _unscaled(self, optimizer: Any) -> None:
         """The scaler has divided the gradients, and somebody may clip them before they are used."""
-        key = id(optimizer)
+        key = id(_inside(optimizer))
         if key not in self._counts or not self._handles or not (self._writes or self._shared):
             return
         if not self.governor.watches(self._counts[key] + 1):
@@ -787,8 +787,16 @@ def _plain(value: Any) -> object:
     return value if isinstance(value, (int, float, bool)) else repr(value)
 
 
+def _inside(optimizer: Any) -> Optimizer | None:
+    """The torch optimizer in a wrapper; None where there is none."""
+    try:
+        return steppable(optimizer)
+    except LearnablesError:
+        return None
+
+
 def _wrap(
-    scaler: Any, skipped: Callable[[Optimizer], None], unscaled: Callable[[Optimizer], None]
+    scaler: Any, skipped: Callable[[Optimizer], None], unscaled: Callable[[Any], None]
 ) -> Callable[[], None]:
     """Have the one called when ``scaler.step`` does not step, the other after ``scaler.unscale_``.
 
@@ -797,11 +805,13 @@ def _wrap(
     Returns:
         How to undo it.
     """
-    original, original_unscale = scaler.step, scaler.unscale_
+    original, original_unscale = scaler.step, getattr(scaler, "unscale_", None)
     inside: list[object] = []  # steps at work: what they unscale nobody can clip before
 
     def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        inner = steppable(optimizer)
+        inner = _inside(optimizer)
+        if inner is None:  # somebody else's, which cannot be watched: that is no reason to stop
+            return original(optimizer, *args, **kwargs)
         stepped: list[object] = []
         handle = inner.register_step_pre_hook(lambda *_: stepped.append(True))
         inside.append(inner)
@@ -815,11 +825,13 @@ def _wrap(
         return result
 
     def unscale_(optimizer: Any) -> None:
-        original_unscale(optimizer)
-        if not inside and scaler.is_enabled():
-            unscaled(steppable(optimizer))
+        original_unscale(optimizer)  # type: ignore[misc]
+        if not inside:
+            unscaled(optimizer)
 
-    scaler.step, scaler.unscale_ = step, unscale_
+    scaler.step = step
+    if original_unscale is not None:
+        scaler.unscale_ = unscale_
 
     def undo() -> None:
         scaler.__dict__.pop("step", None)
@@ -828,7 +840,7 @@ def _wrap(
     return undo
 
 
-def _check(every: int, wanted: Wanted, budget: float | None) -> None:
+def _check(every: int, wanted: Wanted, budget: float | None, scaler: Any) -> None:
     unknown = [q for q in wanted.quantities if q not in QUANTITIES]
     if unknown or not wanted.quantities:
         raise LearnablesError(
@@ -843,4 +855,11 @@ def _check(every: int, wanted: Wanted, budget: float | None) -> None:
             "a budget is a positive share of the training time, or None",
             found=f"budget={budget}",
             wanted="budget=0.01",
+        )
+    if scaler is not None and not callable(getattr(scaler, "step", None)):
+        raise LearnablesError(
+            "what was handed over as scaler has no step",
+            found=f"{type(scaler).__module__}.{type(scaler).__qualname__}",
+            wanted="a torch.amp.GradScaler, or what is called like one; timm's NativeScaler has "
+            "it as ._scaler",
         )
