@@ -87,11 +87,12 @@ def apply(
         )
     kind = x.device.type
     if kind != "meta" and torch.is_autocast_enabled(kind) and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(kind)
-        x, weight = x.to(dtype), weight.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
+        lower = torch.get_autocast_dtype(kind)
+        x, weight = x.to(lower), weight.to(lower)
+        bias = None if bias is None else bias.to(lower)
     given = [x, weight] if bias is None else [x, weight, bias]
-    if len({t.dtype for t in given}) > 1 or len({t.device for t in given}) > 1:
+    dtype, device = x.dtype, x.device
+    if any(t.dtype != dtype or t.device != device for t in given[1:]):
         raise LearnablesError(
             "input, weight and bias are not of one dtype on one device",
             found=", ".join(f"{t.dtype} on {t.device}" for t in given),
