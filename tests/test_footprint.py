@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from tests.gloo import spawn
-from tests.launch.test_two_ranks import Net, adam, built, loss_of
+from tests.launch.test_two_ranks import Net, Stored, adam, built, loss_of
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
@@ -57,6 +57,15 @@ def measure(rank, strategy, path):
         path.write_text(json.dumps({**kept(model, optimizer), "sent": sent.bytes}))
 
 
+def measure_an_island(rank, path):
+    model, optimizer, _ = ln.prepare(Stored(torch.float32, alone=True), adam, "fsdp2")
+    with Sent() as sent:
+        model(torch.ones(4, 8, dtype=torch.bfloat16)).float().sum().backward()
+    optimizer.step()
+    if rank == 0:
+        path.write_text(json.dumps({**kept(model, optimizer), "sent": sent.bytes}))
+
+
 def reduced(bucket, sizes):
     sizes.append(bucket.buffer().nbytes)
     return (
@@ -73,6 +82,22 @@ def test_two_ranks_keep_and_send_what_was_reckoned(strategy, tmp_path):
     model = built()
     reckoned = footprint(model, adam(model), strategy, ranks=2).to_json()
     assert {name: reckoned[name] for name in real} == real
+
+
+def test_an_island_of_another_dtype_is_reckoned_as_a_group_of_its_own(tmp_path):
+    spawn(measure_an_island, 2, tmp_path / "real.json")
+    real = json.loads((tmp_path / "real.json").read_text())
+    model = Stored(torch.float32, alone=True)
+    reckoned = footprint(model, adam(model), "fsdp2", ranks=2).to_json()
+    assert {name: reckoned[name] for name in real} == real
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_what_prepare_would_refuse_is_refused(strategy):
+    model = Stored(torch.float8_e5m2, alone=False)
+    with pytest.raises(LearnablesError, match="8 bits"):
+        footprint(model, strategy=strategy, ranks=2)
+    assert footprint(model, strategy="none", ranks=1).parameters == 8 * 8 * 2 + 8 * 2 + 8
 
 
 def test_one_process_keeps_what_was_reckoned():

@@ -17,7 +17,15 @@ from torch.optim import Optimizer
 
 from learnables.entries import Entry, entries
 from learnables.errors import LearnablesError
-from learnables.launch import STRATEGIES, Strategy, make_ready_, placement_for, units_of
+from learnables.launch import (
+    STRATEGIES,
+    Strategy,
+    islands_of,
+    make_ready_,
+    placement_for,
+    require_sendable,
+    units_of,
+)
 
 _Stepper: TypeAlias = tuple[type[Optimizer], dict[str, Any]]
 
@@ -88,7 +96,8 @@ def footprint(
         units: As for `ln.prepare`.
 
     Raises:
-        LearnablesError: There is no such strategy, or fewer than one rank.
+        LearnablesError: There is no such strategy, fewer than one rank, or a parameter that
+            `ln.prepare` would refuse.
 
     Example:
         >>> small = footprint(nn.Linear(64, 64, bias=False), strategy="fsdp2", ranks=4)
@@ -101,6 +110,8 @@ def footprint(
             found=f"{strategy!r} × {ranks}",
             wanted=f"one of {', '.join(STRATEGIES)}, and at least one rank",
         )
+    if strategy != "none":
+        require_sendable(model, strategy)
     several = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
     states = [_stepper(entry, several) for entry in entries(model)]
     model = copy.deepcopy(model).to("meta")
@@ -153,7 +164,8 @@ def _groups(
     model: nn.Module, walk: Sequence[Entry], units: Sequence[str] | None
 ) -> list[list[Entry]]:
     """The root's own parameters, then those of each unit."""
-    insides = [{id(m) for m in unit.modules()} for unit in units_of(model, units)]
+    whole = units_of(model, units)
+    insides = [{id(m) for m in unit.modules()} for unit in (*islands_of(model, whole), *whole)]
     groups: list[list[Entry]] = [[] for _ in range(len(insides) + 1)]
     for entry in walk:
         homes = (i for i, inside in enumerate(insides, 1) if id(entry.places[0].owner) in inside)

@@ -146,7 +146,7 @@ def prepare(
     check_rounding(rounding, state_dtype)
     _require_values(model)
     if strategy != "none":
-        _require_bits(model, strategy)
+        require_sendable(model, strategy)
     if strategy != "none":
         device = join(_device_type(model))
         if strategy == "ddp":
@@ -397,10 +397,10 @@ def shard_(
     for method in methods:
         there = callable(getattr(model, method, None))
         _require(there, "the model has no such method", method, "a method of the model")
-    _require_bits(model, "fsdp2")
+    require_sendable(model, "fsdp2")
     whole = units_of(model, units)
     make_ready_(model)
-    whole = [*_islands(model, whole), *whole]
+    whole = [*islands_of(model, whole), *whole]
     if mesh is None:
         mesh = init_device_mesh(_device_type(model), (torch.distributed.get_world_size(),))
     parts = mesh.shape[-1]
@@ -482,10 +482,14 @@ def _crosses(entry: Entry, inside: set[int]) -> bool:
     return len({id(place.owner) in inside for place in entry.places}) == 2
 
 
-def _islands(model: nn.Module, units: Sequence[nn.Module]) -> list[nn.Module]:
+def islands_of(model: nn.Module, units: Sequence[nn.Module]) -> list[nn.Module]:
     """The modules whose parameters are of another dtype than most of their unit, to be units too.
 
     FSDP2 gathers a group in one piece of memory, and so in one dtype.
+
+    Args:
+        model: The model.
+        units: What `units_of` says of it.
 
     Raises:
         LearnablesError: One shares its module with others, or has names outside of it.
@@ -522,8 +526,12 @@ def _islands(model: nn.Module, units: Sequence[nn.Module]) -> list[nn.Module]:
     return list(islands.values())
 
 
-def _require_bits(model: nn.Module, strategy: Strategy) -> None:
+def require_sendable(model: nn.Module, strategy: Strategy) -> None:
     """Nothing where every parameter has a dtype that can be sent and summed.
+
+    Args:
+        model: The model.
+        strategy: How it is to be spread.
 
     Raises:
         LearnablesError: One is in 8 bits.
