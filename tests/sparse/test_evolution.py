@@ -81,6 +81,61 @@ def test_blocks_that_stay_keep_value_and_state_and_new_ones_start_at_zero(rule, 
     )
 
 
+OPTIMIZERS = {
+    "SGD": {"momentum": 0.9},
+    "Adam": {},
+    "NAdam": {},
+    "RAdam": {},
+    "Adamax": {},
+    "Adagrad": {},
+    "Adadelta": {},
+    "RMSprop": {"momentum": 0.9, "centered": True},
+    "Rprop": {},
+    "ASGD": {},
+    "Adafactor": {},  # whose moments are factors: a row and a column for each block
+}
+
+
+@pytest.mark.parametrize("number", [6, 9])  # of blocks: as before, and more
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_state_of_every_optimizer_moves_along_and_it_steps_on(name, number) -> None:
+    layer = ln.nn.BlockSparseLinear(32, 40, block=(10, 8), density=6 / 16)
+    optimizer = getattr(torch.optim, name)(layer.parameters(), lr=0.01, **OPTIMIZERS[name])
+    for _ in range(3):
+        layer(torch.randn(16, 32)).square().sum().backward()
+        optimizer.step()
+    state, old = optimizer.state[layer.weight], layer.layout.mask.nonzero().tolist()
+    before = {k: v.clone() for k, v in state.items() if isinstance(v, torch.Tensor) and v.ndim}
+    assert before
+    mask = layer.layout.mask.roll(1, 1)
+    mask.view(-1)[(~mask).flatten().nonzero()[: number - 6, 0]] = True
+    layer.rewire(mask, optimizer)
+    for k, v in before.items():
+        assert state[k].shape == (number, *v.shape[1:])
+        for at, place in enumerate(layer.layout.mask.nonzero().tolist()):
+            wanted = v[old.index(place)] if place in old else torch.zeros_like(v[0])
+            assert torch.equal(state[k][at], wanted)
+    optimizer.zero_grad()
+    layer(torch.randn(16, 32)).square().sum().backward()
+    optimizer.step()
+    assert layer.weight.isfinite().all()
+
+
+def test_state_that_cannot_follow_is_refused_and_nothing_changes() -> None:
+    layer = ln.nn.BlockSparseLinear(32, 32, block=8, density=0.25)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.01, momentum=0.9)
+    layer(torch.randn(16, 32)).square().sum().backward()
+    optimizer.step()
+    optimizer.state[layer.weight]["packed"] = torch.zeros(layer.weight.numel())
+    before = copy.deepcopy(layer.state_dict())
+    momentum = optimizer.state[layer.weight]["momentum_buffer"].clone()
+    with pytest.raises(LayoutError, match=r"where: packed\s+found: shape \(256,\)"):
+        layer.rewire(layer.layout.mask.roll(1, 1), optimizer)
+    for name, value in layer.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert torch.equal(optimizer.state[layer.weight]["momentum_buffer"], momentum)
+
+
 def test_growing_by_one_block_changes_nothing_else_to_the_bit() -> None:
     layer = ln.nn.BlockSparseLinear(64, 48, block=16, density=0.4)
     optimizer = torch.optim.AdamW(layer.parameters())

@@ -181,7 +181,8 @@ class BlockSparseLinear(Component):
 
         Raises:
             ShapeError: The mask has another shape than the grid.
-            LayoutError: A mask of NaN, or another number of blocks of a weight that is sharded.
+            LayoutError: A mask of NaN, another number of blocks of a weight that is sharded, or an
+                optimizer whose state is not kept by blocks and could not follow.
 
         Example:
             >>> layer = ln.nn.BlockSparseLinear(8, 8, block=4, mask=[[1, 0], [0, 1]])
@@ -202,10 +203,8 @@ class BlockSparseLinear(Component):
             )
         source = source_of(old, new)
         optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
-        for state in (o.state[self.weight] for o in optimizers if self.weight in o.state):
-            for name, value in state.items():
-                if isinstance(value, Tensor) and value.shape == self.weight.shape:
-                    state[name] = _move(value, source, in_place=same)
+        for state, name in self._states_by_block(optimizers):
+            state[name] = _move(state[name], source, in_place=same)
         grad = self.weight.grad
         moved = _move(self.weight.data, source, in_place=same)
         if not same:
@@ -342,6 +341,28 @@ class BlockSparseLinear(Component):
         return Index(
             held["row_starts"], held["columns"], held["column_starts"], held["rows"], held["order"]
         )
+
+    def _states_by_block(self, optimizers: Iterable[Optimizer]) -> list[tuple[dict[str, Any], str]]:
+        """Which entries of whose state have a part for each block, as factored moments do too.
+
+        Raises:
+            LayoutError: One has several numbers, but none for each block.
+        """
+        blocks, ndim, found = self.weight.shape[0], self.weight.ndim, []
+        for state in (o.state[self.weight] for o in optimizers if self.weight in o.state):
+            for name, value in state.items():
+                if not isinstance(value, Tensor) or value.numel() <= 1:
+                    continue
+                if value.ndim != ndim or value.shape[0] != blocks:
+                    raise LayoutError(
+                        "the optimizer keeps state that could not move along with the blocks",
+                        where=name,
+                        found=f"shape {tuple(value.shape)}",
+                        wanted=f"({blocks}, …), {ndim} dimensions: a part for each block",
+                        mend="an optimizer whose state has the shape of the parameter, as AdamW",
+                    )
+                found.append((state, name))
+        return found
 
     def _remember(self, layout: Layout) -> None:
         self._layout, self._read_at = layout, self._buffer_versions()
