@@ -18,6 +18,7 @@ from learnables._torch import WRAPPER_PREFIXES, is_compiled, is_dtensor
 from learnables.errors import LearnablesError, SelectionError, ShapeError
 from learnables.grafting import hooks
 from learnables.grafting.anatomy import Anatomy
+from learnables.grafting.beside import lay_beside
 from learnables.grafting.changed import change, unchange
 from learnables.grafting.family import anatomy_of, known_in
 from learnables.nn.prompts import DeepPrompts
@@ -133,6 +134,7 @@ class Graft:
             module.num_prefix_tokens -= self._tokens[1]  # type: ignore[operator, assignment]
         grafts = grafts_of(self.model)
         grafts.remove(self)
+        lay_beside(self.model, (g.name for g in grafts))
         _count_tokens(grafts)
         if not grafts:
             del self.model.__dict__[_ATTRIBUTE]
@@ -234,6 +236,7 @@ def graft(
     _check_fit(made, anatomy)
     setattr(model, name, component)
     model.__dict__.setdefault(_ATTRIBUTE, []).append(made)
+    lay_beside(model, (g.name for g in grafts_of(model)))
     _install(made, anatomy)
     _count_tokens(grafts_of(model))
     return made

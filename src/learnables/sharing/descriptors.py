@@ -4,15 +4,18 @@ The module gets a subclass of its class under the same name. It is copied and pi
 class; the descriptors come back with the state.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from torch import nn
 
+Kind: TypeAlias = Callable[[str], Any]  # the class of a descriptor, or what makes a method
+
 _DRESS = "_learnables_dress"
-_classes: dict[tuple[type, type, str, frozenset[str]], type] = {}
+_classes: dict[tuple[type, Kind, str, frozenset[str]], type] = {}
 
 
-def dress(owner: nn.Module, kind: type, key: str) -> None:
+def dress(owner: nn.Module, kind: Kind, key: str) -> None:
     """Give ``owner`` one ``kind(name)`` for each name that the dict ``owner.__dict__[key]`` has.
 
     Call it whenever the names have changed; without any, the class is the plain one again.
@@ -41,7 +44,7 @@ def _dressed(cls: type, layers: list[Any]) -> type:
     return cls
 
 
-def _with_descriptors(plain: type, kind: type, key: str, names: frozenset[str]) -> type:
+def _with_descriptors(plain: type, kind: Kind, key: str, names: frozenset[str]) -> type:
     if (plain, kind, key, names) not in _classes:
         body: dict[str, Any] = {name: kind(name) for name in names}
         body |= {_DRESS: (kind, key, names), "__module__": plain.__module__}
@@ -51,7 +54,7 @@ def _with_descriptors(plain: type, kind: type, key: str, names: frozenset[str]) 
     return _classes[plain, kind, key, names]
 
 
-def _reducer(plain: type, kind: type, key: str) -> Any:
+def _reducer(plain: type, kind: Kind, key: str) -> Any:
     reduce_plain: Any = plain.__reduce_ex__
 
     def reduce(self: nn.Module, protocol: Any) -> tuple[Any, ...]:
@@ -64,7 +67,7 @@ def _reducer(plain: type, kind: type, key: str) -> Any:
 
 
 def _remake(
-    make: Any, args: tuple[Any, ...], kind: type, key: str, names: frozenset[str]
+    make: Any, args: tuple[Any, ...], kind: Kind, key: str, names: frozenset[str]
 ) -> nn.Module:
     module: nn.Module = make(*args)
     module.__class__ = _dressed(type(module), [(kind, key, names)])
