@@ -3,12 +3,17 @@
 Lightning (which steps with a closure and clips inside it), the transformers Trainer, Accelerate
 (whose optimizer does nothing while it accumulates), and optimizers that step inside the backward.
 As in watch_gradients.py, parameters are zero before each step and SGD with learning rate 1 leaves
-minus the consumed gradient behind.
+minus the consumed gradient behind. In fp16 the second step overflows, and has to be marked.
+
+Accelerate, and with it the Trainer, makes a scaler for accelerators only, and on a CPU silently
+trains in fp32; Lightning takes bf16 instead. So they are handed one for the CPU here, in the places
+where theirs would be; all that they do with it is their own code.
 
     .venv-integrations/bin/python benchmarks/watch_trainers.py
 """
 
 import itertools
+import math
 import os
 import sys
 import tempfile
@@ -27,14 +32,18 @@ import learnables as ln
 from learnables.watching import Run
 
 CLIP = 0.05
+SCALE = 2.0**10
 ABSENT = "needs make test-integrations environment"
+
+
+Row = Callable[..., dict[str, Any]]
 
 
 class Tape:
     """What the steps of one model really consumed, and what a tensor hook saw."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, model: nn.Module, scaled: bool = False) -> None:
+        self.model, self.scaled = model, scaled
         self.consumed: list[dict[str, Tensor]] = []
         self.moved: list[dict[str, float]] = []
         self._hooked: dict[str, float] = {}
@@ -52,23 +61,29 @@ class Tape:
         self.moved.append(dict(self._hooked))
 
     def judged(self, path: Any) -> dict[str, Any]:
-        return judge(Run(path), self.consumed, self.moved, scaled=False)
+        return judge(Run(path), self.consumed, self.moved, self.scaled)
 
 
-def batches(accumulate: int) -> Iterator[tuple[Tensor, Tensor]]:
+def batches(accumulate: int, overflows: bool = False) -> Iterator[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(0)
-    for _ in range(STEPS * accumulate):
-        yield torch.randn(8, 3, 24, generator=generator), torch.randn(8, 6, generator=generator)
+    for step, _ in itertools.product(range(STEPS), range(accumulate)):
+        x, y = torch.randn(8, 3, 24, generator=generator), torch.randn(8, 6, generator=generator)
+        yield x, (y + math.inf if overflows and step == 1 else y)
 
 
-def loader(accumulate: int) -> Any:
-    x, y = map(torch.cat, zip(*batches(accumulate), strict=True))
+def loader(accumulate: int, overflows: bool) -> Any:
+    x, y = map(torch.cat, zip(*batches(accumulate, overflows), strict=True))
     data = torch.utils.data.TensorDataset(x, y)
     return torch.utils.data.DataLoader(data, batch_size=8)
 
 
-def lightning(folder: str, accumulate: int, clip: bool) -> dict[str, Any]:
+def scaler() -> torch.amp.GradScaler:
+    return torch.amp.GradScaler("cpu", init_scale=SCALE)
+
+
+def lightning(folder: str, accumulate: int, clip: bool, scaled: bool = False) -> dict[str, Any]:
     import lightning as L
+    from lightning.pytorch.plugins import MixedPrecision
 
     from learnables.integrations.lightning import LearnablesCallback
 
@@ -82,7 +97,7 @@ def lightning(folder: str, accumulate: int, clip: bool) -> dict[str, Any]:
             return torch.optim.SGD(self.parameters(), lr=1.0)
 
         def on_train_start(self) -> None:
-            self.tape = Tape(self)
+            self.tape = Tape(self, scaled)
 
         def on_train_batch_start(self, batch: Any, index: int) -> None:
             self.tape.before()
@@ -107,12 +122,13 @@ def lightning(folder: str, accumulate: int, clip: bool) -> dict[str, Any]:
         enable_progress_bar=False,
         enable_model_summary=False,
         callbacks=[callback],
+        plugins=[MixedPrecision("16-mixed", "cpu", scaler())] if scaled else None,
     )
-    trainer.fit(model, loader(accumulate))
+    trainer.fit(model, loader(accumulate, scaled))
     return model.tape.judged(callback.watcher.path)
 
 
-def transformers(folder: str, accumulate: int, clip: bool) -> dict[str, Any]:
+def transformers(folder: str, accumulate: int, clip: bool, scaled: bool = False) -> dict[str, Any]:
     from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from learnables.integrations.transformers import LearnablesCallback
@@ -126,7 +142,7 @@ def transformers(folder: str, accumulate: int, clip: bool) -> dict[str, Any]:
             return {"loss": (self.inner(x) - labels).square().mean()}
 
     model = Wrapped()
-    tape = Tape(model)
+    tape = Tape(model, scaled)
 
     class Taping(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
@@ -138,9 +154,11 @@ def transformers(folder: str, accumulate: int, clip: bool) -> dict[str, Any]:
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
     callback = LearnablesCallback(audit=0, watch=1, to=folder, budget=None)
     data = [
-        {"x": x, "labels": y} for xs, ys in batches(accumulate) for x, y in zip(xs, ys, strict=True)
+        {"x": x, "labels": y}
+        for xs, ys in batches(accumulate, scaled)
+        for x, y in zip(xs, ys, strict=True)
     ]
-    Trainer(
+    trainer = Trainer(
         model,
         TrainingArguments(
             f"{folder}-out",
@@ -154,15 +172,20 @@ def transformers(folder: str, accumulate: int, clip: bool) -> dict[str, Any]:
             disable_tqdm=True,
             logging_strategy="no",
             remove_unused_columns=False,
+            fp16=scaled,
+            train_sampling_strategy="sequential",  # the batch that overflows is one step
         ),
         train_dataset=data,
         optimizers=(sgd, torch.optim.lr_scheduler.LambdaLR(sgd, lambda _: 1.0)),
         callbacks=[callback, Taping()],
-    ).train()
+    )
+    if scaled:
+        trainer.accelerator.native_amp, trainer.accelerator.scaler = True, scaler()
+    trainer.train()
     return tape.judged(callback.watcher.path)
 
 
-def accelerate(folder: str, accumulate: int, clip: bool) -> dict[str, Any]:
+def accelerate(folder: str, accumulate: int, clip: bool, scaled: bool = False) -> dict[str, Any]:
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState, GradientState
 
@@ -170,11 +193,17 @@ def accelerate(folder: str, accumulate: int, clip: bool) -> dict[str, Any]:
 
     AcceleratorState._reset_state(True)
     GradientState._reset_state()
-    accelerator = Accelerator(cpu=True, gradient_accumulation_steps=accumulate)
+    accelerator = Accelerator(
+        cpu=True,
+        gradient_accumulation_steps=accumulate,
+        mixed_precision="fp16" if scaled else "no",
+    )
+    if scaled:
+        accelerator.native_amp, accelerator.scaler = True, scaler()
     model = Model()
     sgd = torch.optim.SGD(model.parameters(), lr=1.0)
-    model, optimizer, batches_ = accelerator.prepare(model, sgd, loader(accumulate))
-    tape = Tape(model)
+    model, optimizer, batches_ = accelerator.prepare(model, sgd, loader(accumulate, scaled))
+    tape = Tape(model, scaled)
     with watch(accelerator, model, optimizer, every=1, to=folder, budget=None) as watcher:
         for x, y in batches_:
             with accelerator.accumulate(model):
@@ -188,6 +217,13 @@ def accelerate(folder: str, accumulate: int, clip: bool) -> dict[str, Any]:
                     tape.after()
                 optimizer.zero_grad()
     return tape.judged(watcher.path)
+
+
+def fp16(run: Row) -> Row:
+    def scaled(folder: str, accumulate: int, clip: bool) -> dict[str, Any]:
+        return run(f"{folder}-fp16", accumulate, clip, True)
+
+    return scaled
 
 
 def in_backward(folder: str, accumulate: int, clip: bool) -> dict[str, Any]:
@@ -211,11 +247,13 @@ def in_backward(folder: str, accumulate: int, clip: bool) -> dict[str, Any]:
     return tape.judged(watcher.path)
 
 
-Row = Callable[[str, int, bool], dict[str, Any]]
 ROWS: dict[str, tuple[str, Row, tuple[int, ...]]] = {
     "Lightning": ("lightning", lightning, (1, 2)),
     "HF Trainer": ("transformers", transformers, (1, 2)),
     "Accelerate": ("accelerate", accelerate, (1, 2)),
+    "Lightning, fp16": ("lightning", fp16(lightning), (1, 2)),
+    "HF Trainer, fp16": ("transformers", fp16(transformers), (1, 2)),
+    "Accelerate, fp16": ("accelerate", fp16(accelerate), (1, 2)),
     "optimizer in backward": ("torch", in_backward, (1,)),
 }
 

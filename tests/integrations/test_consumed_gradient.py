@@ -5,7 +5,11 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
-TRAINERS = ("Lightning", "HF Trainer", "Accelerate", "optimizer in backward")
+TRAINERS = (
+    *("Lightning", "HF Trainer", "Accelerate"),
+    *("Lightning, fp16", "HF Trainer, fp16", "Accelerate, fp16"),
+    "optimizer in backward",
+)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
