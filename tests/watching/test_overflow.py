@@ -208,6 +208,17 @@ def test_only_the_first_64_between_two_looks_are_named_and_all_are_counted():
     assert not sentinel.holds_overflows
 
 
+def test_what_was_seen_early_counts_for_that_step_only(tmp_path, monkeypatch):
+    """Where there was no time to look early again, the gradients are read as they are."""
+    model, scaler = Model(), scaling()
+    (optimizer,) = made("not fused", model)
+    with ln.watch(model, optimizer, 7, tmp_path, scaler=scaler) as watcher:
+        monkeypatch.setattr(watcher.governor, "watches", lambda step: step == 4)
+        monkeypatch.setattr(watcher.governor, "due", lambda step: step == 1)
+        train(model, [optimizer], scaler, clip=1.0)
+    assert watcher.overflows == FAULTS
+
+
 def test_scaler_is_as_before_when_the_watch_ends(tmp_path):
     model, scaler = Model(), scaling()
     with ln.watch(model, made("fused", model), to=None, scaler=scaler):

@@ -447,7 +447,7 @@ class Watcher:
         begun = time.perf_counter()
         with self._failing_open(), torch.no_grad():
             held = self._held[key]
-            self._sentinel.unscaled(held.indices, self._gradients(held))
+            self._sentinel.unscaled(self._counts[key] + 1, held.indices, self._gradients(held))
         cost = time.perf_counter() - begun
         self.governor.checked(cost)
         if self._resumed_at is not None:
@@ -474,6 +474,8 @@ class Watcher:
                 self._parts.append(part)
                 self._finish()
                 self.governor.looked(time.perf_counter() - begun)
+            else:
+                self.governor.wrote(time.perf_counter() - begun)
 
     def _finish(self) -> None:
         """Pack the open look and send it on its way to the host."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from learnables.watching.gradient import Consumption, norms, squares_and_faults
 
 _NEVER = float("inf")
+_ARRANGEMENTS = 64  # lists of indices that are kept on the device
 _NAMED = 64  # skipped steps between two looks of which it is kept whose gradients were at fault
 
 
@@ -81,7 +82,7 @@ class Sentinel:
         self._at: dict[tuple[int, ...], Tensor] = {}
         # Row 0 counts; those after it hold a step and whose gradients were at fault.
         self._overflows: Tensor | None = None
-        self._early: dict[tuple[int, ...], Tensor] = {}
+        self._early: dict[tuple[int, ...], tuple[int, Tensor]] = {}  # by optimizer, of a step
 
     def before(
         self,
@@ -94,7 +95,7 @@ class Sentinel:
         """Look at the weights, and at the gradients that are about to be consumed."""
         at = [i for i, g in zip(indices, gradients, strict=True) if g is not None]
         there = [g for g in gradients if g is not None]
-        skipped, early = self._will_skip(how), self._early.pop(tuple(indices), None)
+        skipped, early = self._will_skip(how), self._seen_early(step, indices)
         scale = None if how.scale is None else how.scale.to(self.device)
         if self.immediate:
             (square, faults), (_, bad) = squares_and_faults(there, weights)
@@ -116,13 +117,19 @@ class Sentinel:
             self._keep_overflow(step, at, ~found.isfinite() if early is None else early, skipped)
         return None
 
-    def unscaled(self, indices: Sequence[int], gradients: Sequence[Tensor | None]) -> None:
-        """Look at gradients that may be changed before their step.
+    def unscaled(
+        self, step: int, indices: Sequence[int], gradients: Sequence[Tensor | None]
+    ) -> None:
+        """Look at gradients that may be changed before ``step`` consumes them.
 
         Clipping by a norm that is NaN makes all of them NaN, so that it would not be seen any more
         whose it was.
         """
-        self._early[tuple(indices)] = _faults(gradients).to(self.device)
+        self._early[tuple(indices)] = step, _faults(gradients).to(self.device)
+
+    def _seen_early(self, step: int, indices: Sequence[int]) -> Tensor | None:
+        of, bad = self._early.pop(tuple(indices), (step, None))
+        return bad if of == step else None
 
     def overflow(
         self,
@@ -141,7 +148,7 @@ class Sentinel:
                 that the step is skipped.
         """
         skipped = None if how is None else self._will_skip(how)
-        bad = self._early.pop(tuple(indices), None)
+        bad = self._seen_early(step, indices)
         if self.immediate and skipped is not None and not bool(skipped):
             return
         at = [i for i, g in zip(indices, gradients, strict=True) if g is not None]
@@ -204,6 +211,8 @@ class Sentinel:
         # Made once: to copy it to the device each time would have the host wait for it.
         key = tuple(at)
         if key not in self._at:
+            if len(self._at) > _ARRANGEMENTS:  # other parameters get a gradient at each step
+                self._at.clear()
             self._at[key] = torch.tensor(key, dtype=torch.int64, device=self.device)
         return self._at[key]
 
