@@ -212,8 +212,14 @@ def test_what_was_seen_early_counts_for_that_step_only(tmp_path, monkeypatch):
     """Where there was no time to look early again, the gradients are read as they are."""
     model, scaler = Model(), scaling()
     (optimizer,) = made("not fused", model)
+    asked = []
+
+    def watches(step):  # time after unscale_ of step 4, and none before that step any more
+        asked.append(step)
+        return asked == [1, 2, 2, 3, 3, 4]
+
     with ln.watch(model, optimizer, 7, tmp_path, scaler=scaler) as watcher:
-        monkeypatch.setattr(watcher.governor, "watches", lambda step: step == 4)
+        monkeypatch.setattr(watcher.governor, "watches", watches)
         monkeypatch.setattr(watcher.governor, "due", lambda step: step == 1)
         train(model, [optimizer], scaler, clip=1.0)
     assert watcher.overflows == FAULTS
