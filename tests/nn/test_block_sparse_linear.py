@@ -200,6 +200,14 @@ def test_compiles_whole() -> None:
         torch.testing.assert_close(ours[name], 2 * p.grad)
 
 
+def test_exported_it_is_one_operation() -> None:
+    layer, x = a_layer(), torch.randn(5, 48)
+    exported = torch.export.export(layer, (x,))
+    calls = [str(node.target) for node in exported.graph.nodes if node.op == "call_function"]
+    assert calls.count("learnables.block_sparse_product.default") == 1
+    torch.testing.assert_close(exported.module()(x), layer(x))
+
+
 def test_ddp_and_fsdp2_train_it_as_one_process_does() -> None:
     x = torch.randn(8, 48)
 

@@ -9,7 +9,7 @@ from torch.distributed.fsdp import fully_shard
 
 import learnables as ln
 from learnables.errors import LayoutError
-from learnables.sparse import RigL, evolve
+from learnables.sparse import Prune, RigL, evolve
 
 
 def train(wrap, rank, ranks):
@@ -50,6 +50,12 @@ def compare(rank: int, wanted) -> None:
             assert torch.equal(one, other)
         torch.testing.assert_close(here_weights, weights, rtol=1e-4, atol=1e-5)
     layer = ln.nn.BlockSparseLinear(32, 32, block=8, density=0.25)
+    wrapped = nn.parallel.DistributedDataParallel(nn.Sequential(layer))
+    optimizer = torch.optim.SGD(wrapped.parameters(), lr=0.01)
+    evolve(wrapped, optimizer, Prune(0.1), every=1, until=1)
+    wrapped(torch.randn(4, 32)).square().mean().backward()
+    with pytest.raises(LayoutError, match=r"(?s)DataParallel cannot.*where: 0\.weight"):
+        optimizer.step()
     fully_shard(layer, mesh=mesh)
     with pytest.raises(LayoutError, match="cannot change its number of blocks"):
         layer.rewire(torch.ones(4, 4), optimizer)

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables._torch import is_dtensor, without_wrappers
+from learnables._torch import ddp_parameters, is_dtensor, without_wrappers
 from learnables.errors import LayoutError, SelectionError
 from learnables.sparse.layout import Layout
 from learnables.sparse.topology import Rule, Standing, block_rms, gradient_rms
@@ -81,8 +81,8 @@ def evolve(
         until: The last step with an update, when the schedule of the rule is over; None goes on at
             the rate of the beginning. Three quarters of the training is usual.
         scope: ``"layer"`` keeps the density of each layer; ``"global"`` lets the blocks of all
-            layers compete. Then, and with ``Prune``, weights change their shape in place: not
-            after DDP or FSDP2 wrapped the model.
+            layers compete. Then, and with ``Prune``, weights change their shape in place, which is
+            refused at the first change where DDP or FSDP2 wrapped the model.
         layers: Which layers; None takes all block-sparse ones.
         seed: Of random growth, equal on all ranks.
 
@@ -138,7 +138,9 @@ def evolve(
             found=f"every={every}, until={until}",
             wanted="every ≥ 1, until ≥ 1 or None",
         )
-    return Evolution(found, optimizer, rule, every, until, scope, seed)
+    reduced = {id(p) for module in model.modules() for p in ddp_parameters(module) or ()}
+    fixed = frozenset(name for name, layer in found.items() if id(layer.weight) in reduced)
+    return Evolution(found, optimizer, rule, every, until, scope, seed, fixed)
 
 
 @final
@@ -154,10 +156,12 @@ class Evolution:
         until: int | None,
         scope: str,
         seed: int,
+        fixed: frozenset[str],
     ) -> None:
         self._layers, self._optimizer, self._rule = layers, optimizer, rule
         self._every, self._until, self._scope = every, until, scope
         self._generator = torch.Generator().manual_seed(seed)
+        self._fixed = fixed
         self._initial = {name: layer.layout.num_blocks for name, layer in layers.items()}
         self._gradients: dict[str, Tensor] = {}
         self.steps = 0
@@ -255,6 +259,14 @@ class Evolution:
         before = layer.layout.mask
         if torch.equal(before, mask):
             return
+        if name in self._fixed and int(mask.sum()) != int(before.sum()):
+            raise LayoutError(
+                "DistributedDataParallel cannot follow a weight that changes its number of blocks",
+                where=f"{name}.weight",
+                found=f"{int(mask.sum())} blocks",
+                wanted=f"{int(before.sum())}, as when it was wrapped",
+                mend="evolve with scope='layer' and SET or RigL, or prune before wrapping",
+            )
         layer.rewire(mask, self._optimizer)
         dropped, grown = int((before & ~mask).sum()), int((mask & ~before).sum())
         change = Change(self.steps, name, dropped, grown, layer.layout.density)
