@@ -2,6 +2,9 @@ import logging
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tests._native.block_sparse_cases import check
 
 from learnables import _native
 from learnables._native import block_sparse as native
@@ -98,6 +101,12 @@ def test_half_precision_adds_up_in_single_and_is_rounded_once(size, dtype, level
                     exact.abs().amax() if exact.numel() else 0,
                 )
                 assert (off <= 0.51 * ulp * exact.abs() + 1e-5 * most + 1e-6).all()
+
+
+@built
+@given(seed=st.integers(0, 2**32))
+def test_any_shape_gives_the_dense_result_and_a_damaged_index_does_no_harm(seed) -> None:
+    check(seed)
 
 
 @built
