@@ -156,25 +156,15 @@ def test_the_writing_one_of_two_ranks_is_killed(tmp_path, sharded):
 
 
 @pytest.mark.slow
-def test_the_writing_one_of_two_ranks_is_killed_at_every_system_call(tmp_path):
-    ranks = TwoRanks(tmp_path)
-    ln.save_checkpoint(ranks.path, *build(1), step=1)
-    call = 1
-    while survives(ranks, call).reached:
-        call += 1
-    assert call > 20
-    print(f"killed at each of {call} system calls")
-
-
-@pytest.mark.slow
-def test_the_writing_one_of_two_sharded_ranks_is_killed_at_every_system_call(tmp_path):
-    ranks = TwoRanks(tmp_path, sharded=True)
+@pytest.mark.parametrize("sharded", [False, True], ids=["gathered", "sharded"])
+def test_the_writing_one_of_two_ranks_is_killed_at_every_system_call(tmp_path, sharded):
+    ranks = TwoRanks(tmp_path, sharded=sharded)
     ln.save_checkpoint(ranks.path, *build(1), step=1)
     survives(ranks, 10**9)  # reads what was saved, so that all is imported before the next fork
     call = 1
     while survives(ranks, call).reached:
         call += 1
-    assert call > 100
+    assert call > (100 if sharded else 20)
     print(f"killed at each of {call} system calls")
 
 
