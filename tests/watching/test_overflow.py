@@ -232,6 +232,19 @@ def test_scaler_is_as_before_when_the_watch_ends(tmp_path):
     assert not {"step", "unscale_"} & vars(scaler).keys()
 
 
+def test_the_page_says_whose_gradients_made_the_scaler_skip(tmp_path):
+    model, scaler = Model(), scaling()
+    optimizers = made("not fused", model)
+    with ln.watch(model, optimizers, 7, tmp_path / "run", budget=None, scaler=scaler):
+        train(model, optimizers, scaler)
+    page = ln.write_html(tmp_path / "run", tmp_path / "page.html")
+    assert "4, gamma in 3" in page.read_text(encoding="utf-8")
+    with ln.watch(model, optimizers, 7, tmp_path / "frozen", select="first.bias", scaler=scaler):
+        train(model, optimizers, scaler)  # of those that are watched none is to blame
+    assert set(Run(tmp_path / "frozen").overflows.values()) == {()}
+    ln.write_html(tmp_path / "frozen", tmp_path / "page.html")
+
+
 class Stranger:
     """An optimizer of another library, without torch's hooks."""
 

@@ -199,11 +199,11 @@ def _add_facts(page: Content, run: Run) -> None:
     cost = run.meta.get("overhead")
     if isinstance(cost, float):
         page.facts.append(("watching cost", f"{cost:.2%} of the training time"))
-    skips = sum(o.skips for o in run.observations)
+    skips = max(sum(o.skips for o in run.observations), len(run.overflows))
     if skips:
         blamed = Counter(name for names in run.overflows.values() for name in names)
-        worst = f", {blamed.most_common(1)[0][0]} in {blamed.most_common(1)[0][1]}"
-        page.facts.append(("skipped steps", f"{skips}{worst if blamed else ''}"))
+        worst = "".join(f", {name} in {times}" for name, times in blamed.most_common(1))
+        page.facts.append(("skipped steps", f"{skips}{worst}"))
     number = len(run.observations)
     looks = f"No alarm in {number} look{'s' * (number != 1)}."
     page.clean = f"{page.clean} {looks}".strip()
