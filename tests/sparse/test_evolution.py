@@ -186,6 +186,20 @@ def test_a_gradient_that_is_not_finite_or_never_came_postpones_the_update() -> N
     assert not evolution.history
 
 
+def test_an_iteration_that_a_scaler_skips_leaves_nothing_behind() -> None:
+    model = a_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    evolution = evolve(model, optimizer, RigL(1.0), every=1)
+    for size in (1e30, 1.0):  # the first overflows
+        optimizer.zero_grad()
+        scaler.scale((size * model(torch.randn(16, 32)).square()).square().sum()).backward()
+        scaler.step(optimizer)
+        scaler.update()
+    assert evolution.steps == 1
+    assert {change.step for change in evolution.history} == {1}
+
+
 def test_it_finds_the_blocks_that_matter() -> None:
     """A target that is itself block-sparse: RigL ends on its blocks, from a random start."""
     torch.manual_seed(0)

@@ -234,9 +234,10 @@ class Evolution:
     def _add_gradient(self, name: str, g: Tensor, x: Tensor) -> None:
         g, x = g.detach().flatten(0, -2), x.flatten(0, -2)
         gradient = (g.mT @ x.to(g.dtype)).float()
-        if name in self._gradients:
-            self._gradients[name] += gradient
-        else:
+        held = self._gradients.get(name)
+        if held is not None and bool(held.isfinite().all()):
+            held += gradient
+        else:  # the first; or what is held is of an iteration that a scaler skipped
             self._gradients[name] = gradient
 
     def _standing(self, name: str) -> Standing | None:
