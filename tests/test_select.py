@@ -44,3 +44,9 @@ def test_wrappers_do_not_change_what_a_glob_means() -> None:
 def test_an_empty_pick_is_an_error_in_five_parts(selector) -> None:
     with pytest.raises(SelectionError, match=r"found: (.|\n)*wanted: (.|\n)*mend: "):
         names(selector)
+
+
+def test_a_generator_is_not_spent_by_the_first_parameter() -> None:
+    found = entries(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))
+    names = ["1.weight", "0.bias"]
+    assert select(found, (name for name in names)) == select(found, names)

@@ -1,14 +1,37 @@
 """The command line. Each command imports what it needs inside, so that ``--help`` is quick."""
 
+from collections.abc import Callable
+from inspect import getdoc
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from rich.markup import escape
 
 if TYPE_CHECKING:
     import torch
 
-app = typer.Typer(
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+
+class _Commands(typer.Typer):
+    """Commands whose help is the prose of their docstring.
+
+    Left to itself, typer prints the section ``Raises:`` too, breaks lines where the source does,
+    and takes ``[tool.learnables]`` for markup.
+    """
+
+    def command(self, *args: Any, **options: Any) -> Callable[[_Command], _Command]:
+        def register(function: _Command) -> _Command:
+            prose = (getdoc(function) or "").partition("\nRaises:")[0]
+            paragraphs = [" ".join(escape(p).split()) for p in prose.strip().split("\n\n")]
+            made = super(_Commands, self).command(*args, help="\n\n".join(paragraphs), **options)
+            return made(function)
+
+        return register
+
+
+app = _Commands(
     name="learnables",
     help="Build, prove, constrain, scale and watch the parameters you write yourself.",
     no_args_is_help=True,
@@ -17,8 +40,21 @@ app = typer.Typer(
 )
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        version()
+        raise typer.Exit
+
+
 @app.callback()
-def learnables() -> None:
+def learnables(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="As the command version."
+        ),
+    ] = False,
+) -> None:
     """Build, prove, constrain, scale and watch the parameters you write yourself."""
 
 
@@ -212,7 +248,7 @@ def sweep(
 
 # --- train -----------------------------------------------------------------------------------
 
-train = typer.Typer(help="Train a model from scratch with a recipe.", no_args_is_help=True)
+train = _Commands(help="Train a model from scratch with a recipe.", no_args_is_help=True)
 app.add_typer(train, name="train")
 
 
@@ -380,7 +416,7 @@ def export(
 
 # --- measure: bench ----------------------------------------------------------------------------
 
-bench = typer.Typer(help="Measure on this machine.", no_args_is_help=True)
+bench = _Commands(help="Measure on this machine.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
 
 

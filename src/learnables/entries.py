@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from learnables._torch import storage_key, without_wrappers
+from learnables.arguments import require_module
 from learnables.notes import Note, note_of
 
 
@@ -105,6 +106,9 @@ class Entry:
 def entries(model: nn.Module) -> tuple[Entry, ...]:
     """List every distinct parameter of ``model`` once, in registration order.
 
+    Raises:
+        ArgumentError: ``model`` is no module.
+
     Example:
         >>> layer = nn.Linear(3, 3)
         >>> layer.alias = layer.weight
@@ -114,6 +118,7 @@ def entries(model: nn.Module) -> tuple[Entry, ...]:
     Cost:
         One pass over the modules; no tensor is read.
     """
+    require_module(model)
     places: dict[nn.Parameter, list[Place]] = {}
     for place, param in _registrations(model):
         places.setdefault(param, []).append(place)

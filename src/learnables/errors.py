@@ -40,6 +40,10 @@ def _rebuild(
     return kind(what, where=where, found=found, wanted=wanted, mend=mend)
 
 
+class ArgumentError(LearnablesError, TypeError):
+    """What was handed over is of another kind than the argument takes."""
+
+
 class ShapeError(LearnablesError, ValueError):
     """A tensor does not have the shape the operation needs."""
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from learnables.arguments import optimizers_in
 from learnables.entries import Entry, entries
 from learnables.errors import LearnablesError
 from learnables.launch import (
@@ -112,7 +113,7 @@ def footprint(
         )
     if strategy != "none":
         require_sendable(model, strategy)
-    several = [optimizers] if isinstance(optimizers, Optimizer) else list(optimizers)
+    several = optimizers_in(optimizers)
     states = [_stepper(entry, several) for entry in entries(model)]
     model = copy.deepcopy(model).to("meta")
     if strategy == "fsdp2":

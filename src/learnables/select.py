@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeAlias
 
-from torch import nn
+from torch import Tensor, nn
 
+from learnables.arguments import describe
 from learnables.entries import Entry
-from learnables.errors import SelectionError
+from learnables.errors import ArgumentError, SelectionError
 
 Selector: TypeAlias = (
     "str | re.Pattern[str] | type[nn.Module] | nn.Parameter | Callable[[Entry], bool]"
@@ -33,6 +34,7 @@ def select(entries: Sequence[Entry], selector: Selector) -> tuple[Entry, ...]:
             * a function of the entry, e.g. ``lambda entry: entry.param.ndim == 2``.
 
     Raises:
+        ArgumentError: ``selector`` is none of these.
         SelectionError: Nothing is picked; the message offers the nearest names.
 
     Example:
@@ -41,6 +43,7 @@ def select(entries: Sequence[Entry], selector: Selector) -> tuple[Entry, ...]:
         >>> [entry.name for entry in select(entries(model), ["*.weight", "!1.*"])]
         ['0.weight']
     """
+    selector = _settled(selector)
     chosen = [entry for entry in entries if _matches(entry, selector)]
     if not chosen:
         raise SelectionError(
@@ -50,6 +53,28 @@ def select(entries: Sequence[Entry], selector: Selector) -> tuple[Entry, ...]:
             mend=_nearest(entries, selector),
         )
     return tuple(chosen)
+
+
+def _settled(selector: Selector) -> Selector:
+    """The selector as it can be asked of each entry: a generator would be spent after the first.
+
+    Raises:
+        ArgumentError: It, or a part of it, is no selector.
+    """
+    if isinstance(selector, (str, re.Pattern, nn.Parameter, type)):
+        return selector
+    if callable(selector) and not isinstance(selector, nn.Module):
+        return selector
+    if isinstance(selector, Iterable) and not isinstance(selector, (nn.Module, Tensor, bytes)):
+        return [_settled(part) for part in selector]
+    raise ArgumentError(
+        "this is no selector",
+        where="selector",
+        found=describe(selector),
+        wanted="a glob, a compiled pattern, a module class, a Parameter, a function of the entry, "
+        "or several",
+        mend="'*' for all parameters; ln.inventory(model) lists them",
+    )
 
 
 def _matches(entry: Entry, selector: Selector) -> bool:

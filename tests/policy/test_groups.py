@@ -201,3 +201,9 @@ def test_a_policy_survives_ddp_and_fsdp2() -> None:
         ln.attach(sharded, optimizer)
         sharded(torch.ones(2, 4)).sum().backward()
         optimizer.step()
+
+
+@pytest.mark.parametrize("wrong", ["*.bias", [nn.Linear(1, 1)], {"*": 0.1}, [("*", "decay")]])
+def test_a_policy_that_pairs_nothing_is_refused(wrong):
+    with pytest.raises(PolicyError, match="pairs selectors with fields"):
+        ln.param_groups(nn.Linear(2, 2), lr=0.1, policy=wrong)

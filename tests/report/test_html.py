@@ -14,7 +14,7 @@ from tests.chromium import CHROMIUM, MISSING, tab
 from torch import nn
 
 import learnables as ln
-from learnables.errors import RunError
+from learnables.errors import ArgumentError, RunError
 from learnables.report.html import content_security_policy, render
 from learnables.watching import Run
 
@@ -105,6 +105,12 @@ def test_the_first_screen_names_the_fault_and_its_mending(folder):
     assert "the gradient is not finite" in verdict
     assert "2.bias" in verdict
     assert "torch.autograd.set_detect_anomaly(True)" in verdict
+
+
+def test_what_is_neither_a_run_nor_a_report_is_refused(tmp_path):
+    with pytest.raises(ArgumentError, match="found: of type Linear"):
+        ln.write_html(nn.Linear(1, 1), tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
 
 
 def test_every_parameter_has_a_row(folder):

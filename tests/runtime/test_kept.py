@@ -124,3 +124,8 @@ def test_training_goes_on_from_it_bit_equal(tmp_path):
 def test_keeping_none_is_refused(tmp_path):
     with pytest.raises(LearnablesError, match="at least the newest"):
         ln.Checkpoints(tmp_path, keep=0)
+
+
+def test_a_best_that_is_neither_least_nor_greatest_is_refused_before_anything_is_saved(tmp_path):
+    with pytest.raises(LearnablesError, match="found: best='lowest'"):
+        ln.Checkpoints(tmp_path, best="lowest")

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import is_uninitialised, local, without_compiling
+from learnables.arguments import describe, optimizers_in, require_module
 from learnables.auditing.discover import Everything, optimizers_alive
 from learnables.auditing.evidence import Crash, Evidence, Stage
 from learnables.auditing.experiments import PROBES, Experiments, check_probes, experiment
@@ -22,7 +23,7 @@ from learnables.auditing.rule import Finding, Rule, SkipRule, load_rules, picks
 from learnables.auditing.silence import silences
 from learnables.auditing.survey import Survey, survey
 from learnables.auditing.together import together
-from learnables.errors import LearnablesError
+from learnables.errors import ArgumentError, LearnablesError
 
 Patterns = Sequence[str]
 
@@ -80,8 +81,8 @@ def audit(
         The report.
 
     Raises:
-        LearnablesError: ``model`` is no module, ``steps`` is not positive, or there is no such
-            probe.
+        ArgumentError: ``model`` is no module, or another argument is not of its kind.
+        LearnablesError: ``steps`` is not positive, or there is no such probe.
 
     Example:
         >>> import learnables as ln
@@ -98,14 +99,16 @@ def audit(
         ``steps`` plain iterations, each about 1.2× as long while traced, and two copies of the
         model; see benchmarks/audit.py.
     """
-    if not isinstance(model, nn.Module) or steps < 1:
+    require_module(model)
+    if not isinstance(steps, int) or steps < 1:
         raise LearnablesError(
-            "an audit needs a module and at least one step",
-            found=f"model={type(model).__name__}, steps={steps}",
+            "an audit observes at least one step",
+            found=f"steps={steps!r}",
             wanted="ln.audit(model, optimizer, step, steps=4)",
         )
     check_probes(probes)
-    given = [*([optimizer] if optimizer is not None else []), *(optimizers or ())]
+    _require_kinds(modules=modules, copies=copies, loaded=loaded, intent=intent)
+    given = [*optimizers_in(optimizer), *optimizers_in(optimizers)]
     given = list({id(o): o for o in given}.values())
     actors = [a for a in (scaler, scheduler, ddp, *_values(copies)) if a is not None]
     found = survey(model, given, step, modules or {}, [a for a in (scaler, scheduler, ddp) if a])
@@ -134,6 +137,27 @@ def audit(
     finally:
         not_restored = memory.restore()
     return judge(together(evidence, SNAPSHOT_BUDGET), select, ignore, not_restored)
+
+
+_KINDS: dict[str, tuple[type, str]] = {
+    "modules": (Mapping, "{'criterion': criterion}"),
+    "copies": (Mapping, "{'ema': ema_model}"),
+    "loaded": (Loaded, "ln.Loaded(state_dict=state)"),
+    "intent": (Intent, "ln.Intent(frozen=['backbone.*'])"),
+}
+
+
+def _require_kinds(**given: object) -> None:
+    for name, value in given.items():
+        kind, example = _KINDS[name]
+        if value is not None and not isinstance(value, kind):
+            raise ArgumentError(
+                f"{name} is of another kind",
+                where=name,
+                found=describe(value),
+                wanted=f"a {kind.__name__}, or None",
+                mend=f"{name}={example}",
+            )
 
 
 def _values(mapping: Mapping[str, Any] | None) -> list[Any]:
@@ -383,6 +407,9 @@ def observe(
     Returns:
         The context manager.
 
+    Raises:
+        ArgumentError: An argument is not of its kind.
+
     Example:
         >>> import learnables as ln
         >>> model = nn.Linear(4, 1)
@@ -395,7 +422,10 @@ def observe(
         >>> seen.report
         <Report: clean; 2 parameters, 4 observed iterations...>
     """
-    given = [*([optimizer] if optimizer is not None else []), *(optimizers or ())]
+    if model is not None:
+        require_module(model)
+    _require_kinds(modules=modules, copies=copies, loaded=loaded, intent=intent)
+    given = [*optimizers_in(optimizer), *optimizers_in(optimizers)]
     actors = [a for a in (scaler, scheduler, ddp) if a is not None]
 
     def finish(observer: Observer) -> Report:

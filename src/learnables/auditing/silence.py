@@ -57,7 +57,7 @@ def silence(code: str, selector: Selector, reason: str) -> Silence:
         >>> meant = ln.silence("LRN201", "teacher.*", reason="updated by hand as an average")
         >>> meant.remove()
     """
-    if not reason.strip():
+    if not isinstance(reason, str) or not reason.strip():
         raise LearnablesError(
             "a finding is silenced without a reason",
             found=f"ln.silence({code!r}, {selector!r}, reason={reason!r})",

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 import learnables.nn as components_of_ours
 from learnables._torch import gather
+from learnables.arguments import require_module
 from learnables.errors import CheckpointError, warn
 from learnables.grafting.graft import Graft, graft, grafts_of
 from learnables.nn.component import Component, built_with
@@ -63,6 +64,7 @@ def save_delta(model: nn.Module, path: str | Path) -> tuple[str, ...]:
     Cost:
         One checksum over the base parameters; the file holds the rest, a few kB for prompts.
     """
+    require_module(model)
     grafts = grafts_of(model)
     if not grafts:
         raise CheckpointError(
@@ -113,6 +115,7 @@ def load_delta(
         CheckpointError: The file is missing, damaged or newer, belongs to another base model, or
             holds what the model has not or has in another shape.
     """
+    require_module(model)
     path = Path(path)
     meta, tensors = _read(path)
     base, grafts = _parts(path, meta)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from learnables._torch import WRAPPER_PREFIXES, is_compiled, is_dtensor
+from learnables.arguments import require_module
 from learnables.errors import LearnablesError, SelectionError, ShapeError
 from learnables.grafting import hooks
 from learnables.grafting.anatomy import Anatomy
@@ -200,6 +201,8 @@ def graft(
         One call of a plain Python object for each hooked module beside the component itself; for a
         parameter two for each module around it, and the component at each read.
     """
+    require_module(model)
+    require_module(component, "component")
     _refuse_wrapped(model)
     if hasattr(model, name) or not name.isidentifier():
         raise LearnablesError(

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import is_dtensor, local, replace_data_, shared_as
+from learnables.arguments import optimizers_in
 from learnables.declare import parameter
 from learnables.errors import CheckpointError, LayoutError, ShapeError
 from learnables.init.base import Init
@@ -202,7 +203,7 @@ class BlockSparseLinear(Component):
                 mend="evolve with scope='layer' and SET or RigL, or prune before fully_shard",
             )
         source = source_of(old, new)
-        optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        optimizers = optimizers_in(optimizer)
         for state, name in self._states_by_block(optimizers):
             state[name] = _move(state[name], source, in_place=same)
         grad = self.weight.grad

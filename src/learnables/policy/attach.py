@@ -15,6 +15,7 @@ from learnables._torch import (
     make_first_post_hook,
     toward_all,
 )
+from learnables.arguments import optimizers_in
 from learnables.errors import PolicyError
 from learnables.policy.resolve import Plan, resolve
 from learnables.policy.rounding import MODES, ROUNDED, Mode, Rounded, Rounding
@@ -93,7 +94,7 @@ def attach(
         training*, arXiv:2010.06192.
     """
     check_rounding(rounding, state_dtype)
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = optimizers_in(optimizer)
     plans = [plan for plan in resolve(model) if plan.entry.trainable]
     pulls = {opt: _pulls(plans, opt) for opt in optimizers}
     _require_all_held(plans, optimizers)

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from learnables import __version__
+from learnables.arguments import describe
 from learnables.auditing.report import Report
-from learnables.errors import RunError
+from learnables.errors import ArgumentError, RunError
 from learnables.report.content import Content, content
 from learnables.watching.run import Run
 from learnables.watching.sinks.escape import html, json_in_script, visible
@@ -35,6 +36,7 @@ def write_html(run_or_report: "Run | Report | str | os.PathLike[str]", path: "st
         The path.
 
     Raises:
+        ArgumentError: It is none of these.
         RunError: The run cannot be read, or the file cannot be written.
 
     Example:
@@ -61,11 +63,23 @@ def write_html(run_or_report: "Run | Report | str | os.PathLike[str]", path: "st
 
 
 def render(run_or_report: "Run | Report", live: bool = False) -> str:
-    """The page as text; a live one listens for news from the server that it comes from."""
+    """The page as text; a live one listens for news from the server that it comes from.
+
+    Raises:
+        ArgumentError: There is nothing in it to write a page of.
+    """
     if isinstance(run_or_report, Run):
         page = content(run_or_report)
-    else:
+    elif callable(getattr(run_or_report, "to_dict", None)):
         page = content(None, run_or_report.to_dict())
+    else:
+        raise ArgumentError(
+            "this is nothing to write a page of",
+            where="run_or_report",
+            found=describe(run_or_report),
+            wanted="a run, its folder, or the report of an audit",
+            mend="ln.write_html('runs/run', 'page.html')",
+        )
     style, script, uplot = _asset("uPlot.min.css") + _asset("page.css"), *_scripts()
     policy = content_security_policy(live)
     from markupsafe import Markup

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import gather, is_dtensor, storage_key, without_wrappers
+from learnables.arguments import optimizers_in, require_module
 from learnables.entries import Entry, entries
 from learnables.errors import CheckpointError
 from learnables.runtime.atomic import replace_file
@@ -179,8 +180,9 @@ def save_checkpoint(
         return at once, except that the parts of DTensors are gathered: then all ranks must call.
         With ``sharded`` all must call, and a rank needs memory for one copy of its own part.
     """
+    require_module(model)
     path = Path(path)
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = optimizers_in(optimizer)
     pile = _Pile(keeps_shards=sharded)
     meta: dict[str, Any] = {
         "format": FORMAT,

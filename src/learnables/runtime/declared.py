@@ -8,6 +8,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from learnables._torch import is_dtensor
+from learnables.arguments import optimizers_in
 from learnables.entries import entries
 from learnables.errors import CheckpointError
 from learnables.runtime.checkpoint import one_name, policy_in_words
@@ -50,7 +51,7 @@ class Declared:
 
     def __init__(self, model: nn.Module, optimizer: Optimizer | Sequence[Optimizer] = ()) -> None:
         self._model = model
-        self._optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+        self._optimizers = optimizers_in(optimizer)
         self.changed: tuple[str, ...] = ()
 
     def state_dict(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class Checkpoints:
         best: ``"max"`` or ``"min"``: keep the one of the highest or lowest score besides.
 
     Raises:
-        LearnablesError: ``keep`` is less than 1.
+        LearnablesError: ``keep`` is less than 1, or ``best`` is neither.
 
     Example:
         >>> import tempfile
@@ -58,6 +58,12 @@ class Checkpoints:
         if keep < 1:
             raise LearnablesError(
                 "at least the newest checkpoint is kept", found=f"keep={keep}", wanted="keep ≥ 1"
+            )
+        if best not in (None, "min", "max"):
+            raise LearnablesError(
+                "the best score is the least or the greatest",
+                found=f"best={best!r}",
+                wanted="'min', 'max' or None",
             )
         self.folder, self._keep = Path(folder), keep
         self._sign = 0 if best is None else {"max": 1, "min": -1}[best]

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import ddp_parameters, is_dtensor, is_uninitialised, storage_key
+from learnables.arguments import optimizers_in
 from learnables.entries import Entry, entries
 from learnables.errors import LearnablesError
 from learnables.notes import notes_of
@@ -77,7 +78,7 @@ def canonicalize_(
             found=repr(undeclared),
             wanted=" or ".join(map(repr, get_args(Undeclared))),
         )
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    optimizers = optimizers_in(optimizer)
     walk = [entry for entry in entries(model) if _is_ours(entry)]
     wanted = {entry: _wanted(entry, undeclared) for entry in walk}
     moving = [entry for entry in walk if entry.param.stride() != wanted[entry]]

@@ -21,6 +21,7 @@ from learnables._torch import (
     tensors_in,
     without_wrappers,
 )
+from learnables.arguments import optimizers_in, require_module
 from learnables.entries import entries
 from learnables.errors import CheckpointError, LearnablesError, warn
 from learnables.notes import note_of, put_note
@@ -96,6 +97,7 @@ def load_checkpoint(
     Cost:
         The file once in host memory, and a second copy of the model while it is loaded.
     """
+    require_module(model)
     checkpoint = open_checkpoint(path)
     return restore(
         checkpoint,
@@ -124,7 +126,7 @@ def restore(
         CheckpointError: It is one of another model.
     """
     path = checkpoint.path
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = optimizers_in(optimizer)
     names = plain_names(model.state_dict())
     checkpoint, renamed = _renamed(checkpoint, Renaming(checkpoint.model, names.values(), rename))
     checkpoint = filled(checkpoint, _likes(checkpoint, model, optimizers))

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import distribute_like, gather, is_dtensor
+from learnables.arguments import optimizers_in
 from learnables.entries import Entry
 from learnables.errors import ConstraintError, warn
 from learnables.sets.base import ABOVE_TOLERANCE, KEPT_DEGENERATE, KEPT_NONFINITE
@@ -229,7 +230,7 @@ def enforce(model: nn.Module, optimizer: Optimizer | Sequence[Optimizer]) -> Enf
         ConstraintError: A trainable constrained parameter is in none of the optimizers, or its
             constraint does not fit it.
     """
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer)
+    optimizers = optimizers_in(optimizer)
     declared = list(constrained(model))
     wanted = [(e, c) for e, c in declared if c.how != "parametrize"]
     missing = [e for e, _ in wanted if e.trainable and not holders(e.param, optimizers)]

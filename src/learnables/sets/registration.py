@@ -9,6 +9,7 @@ from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
 from learnables._torch import gather
+from learnables.arguments import optimizers_in
 from learnables.entries import Entry, entries
 from learnables.errors import ConstraintError, SelectionError
 from learnables.notes import Note, Statement, caller, note_of, notes_of, put_note
@@ -72,7 +73,7 @@ def constrain(
         of one shape; vectors a few passes. See benchmarks/constraints.py.
     """
     constraint = Constraint(set, view, how, lazy, momentum)
-    optimizers = [optimizer] if isinstance(optimizer, Optimizer) else list(optimizer or ())
+    optimizers = optimizers_in(optimizer)
     _bake(model, selector, to=constraint)
     picked = _picked(model, selector)
     for entry in picked:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
+from learnables.arguments import optimizers_in, require_module
 from learnables.conversion import after_conversion
 from learnables.entries import Entry, Place, entries
 from learnables.errors import ConstraintError, ShapeError, lay_out
@@ -100,7 +101,7 @@ def tie(
         with torch.no_grad():
             shared.copy_(constraint.project(shared))
     if gone is not shared:
-        for opt in [optimizer] if isinstance(optimizer, Optimizer) else optimizer or ():
+        for opt in optimizers_in(optimizer):
             _take_out(opt, gone, shared)
     return shared
 
@@ -127,6 +128,7 @@ def untie(model: nn.Module, target: str) -> nn.Parameter:
         >>> ln.untie(model, "1.weight") is model[0].weight
         False
     """
+    require_module(model)
     owner, local_name = _split(model, target)
     value = getattr(owner, local_name, None) if owner is not None else None
     transposed = owner is not None and is_transposed(owner, local_name)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import is_dtensor, make_last_pre_hook, own_share, pre_hooks_after
+from learnables.arguments import require_module
 from learnables.entries import Entry, entries
 from learnables.errors import LearnablesError, warn
 from learnables.policy.kinds import kind_of
@@ -106,6 +107,7 @@ def watch(
         The watcher: a context manager, or to be ended by ``close()``.
 
     Raises:
+        ArgumentError: ``model`` is no module.
         LearnablesError: The optimizer steps outside torch's hooks (DeepSpeed), ``scaler`` has no
             ``step``, or an argument has no meaning.
         SelectionError: ``select`` picks nothing.
@@ -129,6 +131,7 @@ def watch(
         A look reads parameters and gradients, copies the parameters, and reads the change; memory
         for one more copy of them until the step ends. See docs/en/watch.md for measurements.
     """
+    require_module(model)
     return Watcher(
         model,
         optimizer,

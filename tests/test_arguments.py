@@ -1,0 +1,138 @@
+"""What is handed over wrong is refused by name, by every function that takes it."""
+
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import learnables as ln
+from learnables.arguments import describe, optimizers_in, require_module
+from learnables.errors import ArgumentError, LearnablesError
+
+
+def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4), nn.Linear(4, 4))
+    return model, torch.optim.SGD(model.parameters(), lr=0.1)
+
+
+def call(function: Callable[..., Any], tmp_path: Path, **wrong: Any) -> Any:
+    """Call a public function with what it needs, except for what is wrong."""
+    model, optimizer = model_and_optimizer()
+    right = {
+        "model": model,
+        "optimizer": optimizer,
+        "selector": "0.weight",
+        "set": ln.sets.NonNegative(),
+        "name": "added",
+        "component": ln.nn.LayerScale(4),
+        "at": "0",
+        "optimizer_fn": lambda m: torch.optim.SGD(m.parameters(), lr=0.1),
+        "path": tmp_path / "file",
+        "target": "2.weight",
+        "source": "0.weight",
+        "code": "LRN201",
+        "reason": "meant",
+    }
+    named = inspect.signature(function).parameters
+    return function(**{**{k: v for k, v in right.items() if k in named}, **wrong})
+
+
+def taking(argument: str) -> list[Any]:
+    functions = [getattr(ln, name) for name in ln.__all__]
+    return [
+        pytest.param(f, id=f.__name__)
+        for f in functions
+        if inspect.isfunction(f) and argument in inspect.signature(f).parameters
+    ]
+
+
+NO_MODULES = [[nn.Linear(2, 2)], nn.Linear, {"weight": torch.ones(2)}, "model", 3, torch.ones(2)]
+
+
+@pytest.mark.parametrize("function", taking("model"))
+@pytest.mark.parametrize("wrong", NO_MODULES, ids=describe)
+def test_what_is_no_module_is_refused_by_every_function_that_takes_a_model(
+    function: Callable[..., Any], wrong: object, tmp_path: Path
+) -> None:
+    with pytest.raises(ArgumentError, match=r"model is no module\n  where: model") as error:
+        call(function, tmp_path, model=wrong)
+    assert error.value.found == describe(wrong)
+
+
+@pytest.mark.parametrize("function", taking("optimizer"))
+@pytest.mark.parametrize("wrong", ["adamw", 3, [nn.Linear(2, 2)], torch.optim.SGD], ids=describe)
+def test_what_is_no_optimizer_is_refused_by_every_function_that_takes_one(
+    function: Callable[..., Any], wrong: object, tmp_path: Path
+) -> None:
+    if function is ln.load_checkpoint:
+        ln.save_checkpoint(tmp_path / "file", model_and_optimizer()[0])
+    with pytest.raises(LearnablesError) as error:
+        call(function, tmp_path, optimizer=wrong)
+    assert "optimizer" in error.value.what
+
+
+@pytest.mark.parametrize("function", taking("selector"))
+@pytest.mark.parametrize("wrong", [None, 3, nn.Linear(2, 2), torch.ones(2), [3]], ids=describe)
+def test_what_is_no_selector_is_refused_by_every_function_that_takes_one(
+    function: Callable[..., Any], wrong: object, tmp_path: Path
+) -> None:
+    if function is ln.silence:
+        pytest.skip("selects later, from the parameters of each audit")
+    with pytest.raises(ArgumentError, match="where: selector"):
+        call(function, tmp_path, selector=wrong)
+
+
+@pytest.mark.parametrize("function", [ln.audit, ln.observe])
+@pytest.mark.parametrize("argument", ["modules", "copies", "loaded", "intent"])
+def test_the_audit_says_which_of_its_arguments_is_of_another_kind(
+    function: Callable[..., Any], argument: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ArgumentError, match=rf"{argument} is of another kind") as error:
+        call(function, tmp_path, **{argument: [3]})
+    assert error.value.mend.startswith(f"{argument}=")
+    scope = {"ln": ln, "criterion": nn.Linear(1, 1), "ema_model": nn.Linear(1, 1), "state": {}}
+    mended = eval(error.value.mend.partition("=")[2], scope)
+    call(function, tmp_path, **{argument: mended})
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (None, "None"),
+        (nn.Linear, "the class Linear"),
+        ([], "an empty list"),
+        ((nn.Linear(1, 1), 3), "a tuple of Linear, int"),
+        ("name", "'name', of type str"),
+        (torch.ones(2), "of type Tensor"),
+    ],
+)
+def test_a_value_is_described_by_what_it_is(wrong: object, words: str) -> None:
+    assert describe(wrong) == words
+
+
+def test_the_mend_for_a_list_of_modules_is_a_module() -> None:
+    model: Any = [nn.Linear(1, 1)]
+    with pytest.raises(ArgumentError) as error:
+        require_module(model)
+    scope: dict[str, Any] = {"nn": nn, "model": model}
+    exec(error.value.mend, scope)
+    require_module(scope["model"])
+
+
+def test_one_several_or_no_optimizers_are_a_list() -> None:
+    _, one = model_and_optimizer()
+    _, two = model_and_optimizer()
+    assert optimizers_in(None) == []
+    assert optimizers_in(one) == [one]
+    assert optimizers_in((one, two)) == [one, two]
+    assert optimizers_in(o for o in (one, two)) == [one, two]
+
+
+def test_an_argument_of_another_kind_is_a_type_error_too() -> None:
+    with pytest.raises(TypeError, match=re.escape("found: of type Tensor")):
+        require_module(Tensor())
