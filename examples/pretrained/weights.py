@@ -101,14 +101,16 @@ def minilm() -> tuple[Any, Any]:
     return AutoTokenizer.from_pretrained(folder), AutoModel.from_pretrained(folder)
 
 
-def fashion(image_size: int, train: int, test: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def fashion(
+    image_size: int, train: int, test: int, seed: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Images (N, 3, S, S) in [0, 1] and labels of random parts of Fashion-MNIST: train, test."""
     from learnables.recipes.vit.data import load_images
 
     images = load_images("fashion-mnist")
     found = []
     for part, count in ((images.train, train), (images.test, test)):
-        chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))[:count]
+        chosen = torch.randperm(len(part), generator=torch.Generator().manual_seed(seed))[:count]
         x = part.images[chosen].float().div(255)
         x = torch.nn.functional.interpolate(x, size=(image_size, image_size), mode="bilinear")
         found += [x.expand(-1, 3, -1, -1), part.labels[chosen]]

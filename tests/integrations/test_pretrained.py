@@ -98,6 +98,32 @@ def test_the_delta_of_an_example_brings_a_fresh_model_to_the_same_outputs(
         assert torch.equal(fresh(x), wanted)
 
 
+def test_four_pictures_become_one_and_the_upper_left_one_is_asked_for(example: Any) -> None:
+    prompts, weights = example("prompts_in_dinov2"), example("weights")
+    ones, labels, _, _ = weights.fashion(14, 12, 4, seed=3)
+    found, asked, tested, _ = prompts.pictures("four", 28, 3, 1, seed=3)
+    assert found.shape == (3, 3, 28, 28)
+    assert tested.shape == (1, 3, 28, 28)
+    for i in range(3):
+        rows = [torch.cat([ones[4 * i + j], ones[4 * i + j + 1]], dim=2) for j in (0, 2)]
+        assert torch.equal(found[i], torch.cat(rows, dim=1))
+        assert asked[i] == labels[4 * i]
+    assert not torch.equal(found, prompts.pictures("four", 28, 3, 1, seed=4)[0])
+
+
+def test_the_clock_of_an_example_stands_still_while_it_tests(
+    example: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([10.0, 13.0, 20.0, 21.0])
+    module = example("prompts_in_dinov2")
+    monkeypatch.setattr(module.time, "process_time", lambda: next(times))
+    clock = module.Clock()
+    clock.pause()
+    clock.go_on()
+    clock.pause()
+    assert clock.seconds() == 4.0
+
+
 def test_the_weights_of_dinov2_are_trained_and_its_positions_are_resampled(example: Any) -> None:
     model = example("weights").dinov2(56, num_classes=10)
     assert model.pos_embed.shape == (1, 1 + 4 * 4, 384)
@@ -139,11 +165,15 @@ def test_a_script_runs_as_printed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["prompts_in_dinov2 --bf16", "prompts_in_minilm"])
-def test_prompts_keep_what_the_linear_probe_has_that_they_start_from(
-    name: str, tmp_path: Path
-) -> None:
-    said = run(*name.split(), cwd=tmp_path)
+def test_prompts_find_the_garment_that_a_probe_of_the_class_token_does_not(tmp_path: Path) -> None:
+    said = run("prompts_in_dinov2", "--bf16", cwd=tmp_path)
+    *_, probe, alone, prompts = shares(said)
+    assert prompts > max(probe, alone) + 5, said
+
+
+@pytest.mark.slow
+def test_prompts_keep_what_the_linear_probe_has_that_they_start_from(tmp_path: Path) -> None:
+    said = run("prompts_in_minilm", cwd=tmp_path)
     *_, probe, prompts = shares(said)
     assert prompts > probe - 4, said  # no gain is claimed: it is within the noise of the test part
 
