@@ -3,6 +3,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import learnables as ln
 import learnables.notes
@@ -173,6 +174,17 @@ def test_the_gradient_of_all_blocks_is_the_dense_one_over_micro_batches() -> Non
     torch.testing.assert_close(evolution._gradients["0"], dense.grad)
     optimizer.step()
     assert not evolution._gradients
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_layer_that_is_checkpointed_counts_its_gradient_once(reentrant) -> None:
+    layer = ln.nn.BlockSparseLinear(32, 16, block=8, density=0.25)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
+    evolution = evolve(layer, optimizer, RigL(), every=1)
+    x = torch.randn(4, 32, requires_grad=True)
+    y = checkpoint(layer, x, use_reentrant=reentrant)
+    y.backward(torch.ones_like(y))
+    torch.testing.assert_close(evolution._gradients[""], torch.ones(16, 4) @ x.detach())
 
 
 def test_a_gradient_that_is_not_finite_or_never_came_postpones_the_update() -> None:

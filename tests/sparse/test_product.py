@@ -5,6 +5,7 @@ from tests.sparse.test_reference import by_slices, every_layout
 from torch._subclasses import FakeTensor, FakeTensorMode
 from torch.autograd import forward_ad
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from learnables._native import block_sparse as native
 from learnables.errors import LearnablesError, ShapeError
@@ -187,6 +188,20 @@ def test_a_map_over_inputs_and_gradients_in_batches_give_what_a_loop_gives(by) -
     one_by_one = [torch.autograd.grad(y, leaves, g, retain_graph=True) for g in gs]
     for ours, theirs in zip(together, zip(*one_by_one, strict=True), strict=True):
         torch.testing.assert_close(ours, torch.stack(theirs))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradients_are_the_same_through_a_checkpoint(reentrant, by) -> None:
+    layout = layout_of("random", "ragged")
+    leaves = three(layout, samples=5)
+
+    def run(x, weight, bias):
+        return block_sparse_linear(x, weight, layout, bias).tanh()
+
+    wanted = torch.autograd.grad(run(*leaves).sum(), leaves)
+    checkpoint(run, *leaves, use_reentrant=reentrant).sum().backward()
+    for leaf, grad in zip(leaves, wanted, strict=True):
+        assert torch.equal(leaf.grad, grad)
 
 
 @pytest.mark.parametrize("recorded", [True, False])

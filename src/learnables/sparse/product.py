@@ -4,7 +4,7 @@ Shapes: B samples, O out features, I in features, p × q one block, E stored blo
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -111,6 +111,9 @@ def apply(
 # operator costs 65; and bare, for a call that no graph is recorded of, as nearly all in a backward.
 
 
+Saved: TypeAlias = tuple[Tensor, ...]
+
+
 class _Calls(NamedTuple):
     product: Callable[..., Any]
     transposed: Callable[..., Any]
@@ -182,24 +185,26 @@ def _save_pair(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(first, second, *index)
 
 
-def _differentiate_product(ctx: Any, calls: _Calls, g: Tensor) -> tuple[Any, ...]:
-    x, weight, *index = ctx.saved_tensors
+def _differentiate_product(ctx: Any, saved: Saved, calls: _Calls, g: Tensor) -> tuple[Any, ...]:
+    x, weight, *index = saved
     wants_x, wants_weight, wants_bias = ctx.needs_input_grad[:3]
     gx = calls.transposed(g, weight, *index, x.shape[1]) if wants_x else None
     gw = calls.sampled(g, x, *index, *weight.shape[1:]) if wants_weight else None
     return gx, gw, g.sum(0) if wants_bias else None, *[None] * 6
 
 
-def _differentiate_transposed(ctx: Any, calls: _Calls, ggx: Tensor) -> tuple[Any, ...]:
-    g, weight, *index = ctx.saved_tensors
+def _differentiate_transposed(
+    ctx: Any, saved: Saved, calls: _Calls, ggx: Tensor
+) -> tuple[Any, ...]:
+    g, weight, *index = saved
     wants_g, wants_weight = ctx.needs_input_grad[:2]
     gg = calls.product(ggx, weight, None, *index, g.shape[1]) if wants_g else None
     gw = calls.sampled(g, ggx, *index, *weight.shape[1:]) if wants_weight else None
     return gg, gw, *[None] * 6
 
 
-def _differentiate_sampled(ctx: Any, calls: _Calls, ggw: Tensor) -> tuple[Any, ...]:
-    g, x, *index = ctx.saved_tensors
+def _differentiate_sampled(ctx: Any, saved: Saved, calls: _Calls, ggw: Tensor) -> tuple[Any, ...]:
+    g, x, *index = saved
     wants_g, wants_x = ctx.needs_input_grad[:2]
     gg = calls.product(x, ggw, None, *index, g.shape[1]) if wants_g else None
     gx = calls.transposed(g, ggw, *index, x.shape[1]) if wants_x else None
@@ -217,7 +222,8 @@ def _as_function(
         return run(*inputs)
 
     def backward(ctx: Any, g: Tensor) -> Any:
-        return differentiate(ctx, _calls_for((g, *ctx.saved_tensors[:2])), g)
+        saved = ctx.saved_tensors  # once: checkpointing makes them anew each time
+        return differentiate(ctx, saved, _calls_for((g, *saved[:2])), g)
 
     methods = {"forward": staticmethod(forward), "backward": staticmethod(backward)}
     function: Any = type(name, (torch.autograd.Function,), methods)
@@ -234,7 +240,9 @@ def _as_operator(
 ) -> Callable[..., Any]:
     operator = torch.library.custom_op(f"learnables::{name}", run, mutates_args=())
     operator.register_fake(shape)
-    operator.register_autograd(lambda ctx, g: differentiate(ctx, _OPERATORS, g), setup_context=save)
+    operator.register_autograd(
+        lambda ctx, g: differentiate(ctx, ctx.saved_tensors, _OPERATORS, g), setup_context=save
+    )
     return operator
 
 
