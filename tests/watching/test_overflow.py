@@ -4,6 +4,8 @@ What the host is asked is counted by two modes: each number that is read from a 
 """
 
 import math
+from contextlib import ExitStack
+from functools import partial
 
 import pytest
 import torch
@@ -311,3 +313,25 @@ def test_a_fault_on_any_rank_names_the_parameter(tmp_path):
         found = {step: set(names) for step, names in run.overflows.items()}
         assert found == {2: {"second.weight"}, 5: {"gamma", "first.weight"}, 7: {"first.bias"}}
         assert sum(o.skips for o in run.observations) == 3
+
+
+@pytest.mark.parametrize("first", ["watch", "audit"])
+def test_an_audit_sees_the_scaler_that_is_watched(first, tmp_path):
+    """Gradients that the scaler unscales were taken for scaled ones where the watch began first."""
+    model = torch.nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0)
+    watching = partial(ln.watch, model, optimizer, 1, tmp_path, scaler=scaler, budget=None)
+    observing = partial(ln.observe, model, optimizer, scaler=scaler)
+    with ExitStack() as stack:
+        if first == "watch":
+            stack.enter_context(watching())
+        seen = stack.enter_context(observing())
+        if first == "audit":
+            stack.enter_context(watching())
+        for _ in range(4):
+            optimizer.zero_grad()
+            scaler.scale(model(torch.randn(8, 4)).square().mean()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+    assert seen.report.ok, seen.report

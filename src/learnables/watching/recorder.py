@@ -810,7 +810,8 @@ def _wrap(
     Returns:
         How to undo it.
     """
-    original, original_unscale = scaler.step, getattr(scaler, "unscale_", None)
+    original = _late(scaler, "step")
+    original_unscale = _late(scaler, "unscale_") if hasattr(scaler, "unscale_") else None
     inside: list[object] = []  # steps at work: what they unscale nobody can clip before
 
     def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
@@ -843,6 +844,14 @@ def _wrap(
         scaler.__dict__.pop("unscale_", None)
 
     return undo
+
+
+def _late(thing: Any, name: str) -> Callable[..., Any]:
+    """A method as its class has it when it is called: an audit begun later puts its own there."""
+    if name in vars(thing) or not hasattr(type(thing), name):
+        own: Callable[..., Any] = getattr(thing, name)
+        return own
+    return lambda *args, **kwargs: getattr(type(thing), name)(thing, *args, **kwargs)
 
 
 def _check(every: int, wanted: Wanted, budget: float | None, scaler: Any) -> None:
