@@ -489,18 +489,21 @@ def own_view(x: Tensor, *shape: int) -> Tensor:
     return y
 
 
+_is_batched: Callable[[Tensor], bool] = torch._C._functorch.is_legacy_batchedtensor
+
+
 def is_watched(tensors: Iterable[Tensor]) -> bool:
     """Whether more than plain autograd has to see what is done to ``tensors``.
 
     A dispatch mode (fake tensors, a flop counter, a tracer), a transform of ``torch.func``,
     gradients in batches, a subclass, the meta device: there may be no memory to point to.
     """
-    is_batched = torch._C._functorch.is_legacy_batchedtensor
-    return bool(
-        torch._C._len_torch_dispatch_stack()
-        or torch._C._are_functorch_transforms_active()
-        or any(type(t) not in (Tensor, nn.Parameter) or t.is_meta or is_batched(t) for t in tensors)
-    )
+    if torch._C._len_torch_dispatch_stack() or torch._C._are_functorch_transforms_active():
+        return True
+    for t in tensors:  # no generator: this is asked in every call of a layer
+        if type(t) not in (Tensor, nn.Parameter) or t.is_meta or _is_batched(t):
+            return True
+    return False
 
 
 def in_forward_mode() -> bool:

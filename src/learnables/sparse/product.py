@@ -92,7 +92,8 @@ def apply(
         bias = None if bias is None else bias.to(lower)
     given = [x, weight] if bias is None else [x, weight, bias]
     dtype, device = x.dtype, x.device
-    if any(t.dtype != dtype or t.device != device for t in given[1:]):
+    alike = weight.dtype == dtype and weight.device == device
+    if not alike or (bias is not None and (bias.dtype != dtype or bias.device != device)):
         raise LearnablesError(
             "input, weight and bias are not of one dtype on one device",
             found=", ".join(f"{t.dtype} on {t.device}" for t in given),
@@ -127,8 +128,11 @@ def _calls_for(tensors: Sequence[Tensor]) -> _Calls:
         return _FUNCTIONS  # which know no tangents, and say so
     if is_watched(tensors):
         return _OPERATORS
-    recorded = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    return _FUNCTIONS if recorded else _BARE
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t.requires_grad:
+                return _FUNCTIONS
+    return _BARE
 
 
 def _run_product(
