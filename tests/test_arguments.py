@@ -81,8 +81,6 @@ def test_what_is_no_optimizer_is_refused_by_every_function_that_takes_one(
 def test_what_is_no_selector_is_refused_by_every_function_that_takes_one(
     function: Callable[..., Any], wrong: object, tmp_path: Path
 ) -> None:
-    if function is ln.silence:
-        pytest.skip("selects later, from the parameters of each audit")
     with pytest.raises(ArgumentError, match="where: selector"):
         call(function, tmp_path, selector=wrong)
 
@@ -98,6 +96,60 @@ def test_the_audit_says_which_of_its_arguments_is_of_another_kind(
     scope = {"ln": ln, "criterion": nn.Linear(1, 1), "ema_model": nn.Linear(1, 1), "state": {}}
     mended = eval(error.value.mend.partition("=")[2], scope)
     call(function, tmp_path, **{argument: mended})
+
+
+@pytest.mark.parametrize("function", [ln.audit, ln.observe])
+@pytest.mark.parametrize("argument", ["select", "ignore"])
+def test_a_rule_that_there_is_not_is_refused_rather_than_nothing_judged(
+    function: Callable[..., Any], argument: str, tmp_path: Path
+) -> None:
+    with pytest.raises(LearnablesError, match="there is no such rule\n  found: 'LRN20l'"):
+        call(function, tmp_path, **{argument: ["LRN20l"]})
+    with pytest.raises(ArgumentError, match=f"where: {argument}"):
+        call(function, tmp_path, **{argument: [201]})
+
+
+def test_one_code_without_a_list_selects_its_rule() -> None:
+    model = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD([model.weight], lr=0.1)
+    for said in ("LRN201", ["LRN201"], "missing-from-optimizer", "LRN3, LRN2"):
+        assert [f.code for f in ln.audit(model, optimizer, select=said).findings] == ["LRN201"]
+        assert not ln.audit(model, optimizer, ignore=said).findings
+
+
+def test_a_silence_of_no_rule_is_refused() -> None:
+    with pytest.raises(LearnablesError, match="there is no such rule"):
+        ln.silence("LRN20l", "*", reason="a typo")
+
+
+@pytest.mark.parametrize("wrong", [None, 3, ["0.weight"]], ids=describe)
+def test_a_name_that_is_no_text_is_refused(wrong: object, tmp_path: Path) -> None:
+    with pytest.raises(ArgumentError, match="where: name"):
+        call(ln.graft, tmp_path, name=wrong)
+    with pytest.raises(ArgumentError, match="where: target"):
+        call(ln.untie, tmp_path, target=wrong)
+
+
+@pytest.mark.parametrize("function", [ln.inventory, ln.param_groups, ln.attach, ln.save_checkpoint])
+def test_a_lazy_model_is_told_to_see_a_batch_first(
+    function: Callable[..., Any], tmp_path: Path
+) -> None:
+    model = nn.Sequential(nn.LazyLinear(4))
+    with pytest.raises(LearnablesError, match=r"a lazy parameter has no .*\n  where: 0.weight"):
+        call(function, tmp_path, model=model)
+    model(torch.ones(2, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    also = {"optimizer": optimizer} if function is not ln.inventory else {}
+    if function is ln.param_groups:
+        also = {"lr": 0.1}
+    call(function, tmp_path, model=model, **also)
+
+
+def test_a_lazy_model_can_be_audited() -> None:
+    model = nn.Sequential(nn.LazyLinear(4))
+    optimizer = torch.optim.SGD([model[0].bias], lr=0.1)
+    found = ln.audit(model, optimizer, select="LRN201").findings
+    assert "lazy, without a shape yet" in found[0].found
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,18 @@ def require_module(model: object, name: str = "model") -> None:
     )
 
 
+def require_text(value: object, name: str) -> None:
+    """Refuse what is no text where a name is asked for.
+
+    Raises:
+        ArgumentError: It is no ``str``; the message names the argument.
+    """
+    if not isinstance(value, str):
+        raise ArgumentError(
+            f"{name} is no text", where=name, found=describe(value), wanted="a name, as a str"
+        )
+
+
 def optimizers_in(optimizer: "Optimizer | Iterable[Optimizer] | None") -> list[Optimizer]:
     """The optimizers of an argument that takes one, several or none.
 

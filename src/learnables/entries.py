@@ -7,7 +7,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from learnables._torch import storage_key, without_wrappers
+from learnables._torch import is_uninitialised, storage_key, without_wrappers
 from learnables.arguments import require_module
 from learnables.notes import Note, note_of
 
@@ -100,6 +100,8 @@ class Entry:
     def looks(self) -> str:
         """Shape, dtype and device in one short phrase for messages."""
         p = self.param
+        if is_uninitialised(p):
+            return f"lazy, without a shape yet, {str(p.dtype).removeprefix('torch.')}, {p.device}"
         return f"shape {tuple(p.shape)}, {str(p.dtype).removeprefix('torch.')}, {p.device}"
 
 

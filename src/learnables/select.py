@@ -43,7 +43,7 @@ def select(entries: Sequence[Entry], selector: Selector) -> tuple[Entry, ...]:
         >>> [entry.name for entry in select(entries(model), ["*.weight", "!1.*"])]
         ['0.weight']
     """
-    selector = _settled(selector)
+    selector = settled(selector)
     chosen = [entry for entry in entries if _matches(entry, selector)]
     if not chosen:
         raise SelectionError(
@@ -55,7 +55,7 @@ def select(entries: Sequence[Entry], selector: Selector) -> tuple[Entry, ...]:
     return tuple(chosen)
 
 
-def _settled(selector: Selector) -> Selector:
+def settled(selector: Selector) -> Selector:
     """The selector as it can be asked of each entry: a generator would be spent after the first.
 
     Raises:
@@ -66,7 +66,7 @@ def _settled(selector: Selector) -> Selector:
     if callable(selector) and not isinstance(selector, nn.Module):
         return selector
     if isinstance(selector, Iterable) and not isinstance(selector, (nn.Module, Tensor, bytes)):
-        return [_settled(part) for part in selector]
+        return [settled(part) for part in selector]
     raise ArgumentError(
         "this is no selector",
         where="selector",

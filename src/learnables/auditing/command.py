@@ -3,7 +3,6 @@
 0: clean. 1: findings of severity error or warning. 2: could not run.
 """
 
-import difflib
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -12,11 +11,10 @@ from learnables.auditing.baseline import gone, read_baseline, without_known, wri
 from learnables.auditing.experiments import check_probes
 from learnables.auditing.factory import UsersError, build
 from learnables.auditing.report import Report
-from learnables.auditing.rule import Rule, load_rules, picks
+from learnables.auditing.rule import load_rules, patterns_in, picks, rules_named
 from learnables.auditing.run import audit
 from learnables.auditing.settings import Settings, read_settings
 from learnables.auditing.writers import check_format, emit
-from learnables.errors import LearnablesError
 
 
 def checked(settings: Settings, select: Iterable[str], ignore: Iterable[str]) -> Settings:
@@ -27,37 +25,15 @@ def checked(settings: Settings, select: Iterable[str], ignore: Iterable[str]) ->
     """
     from dataclasses import replace
 
-    chosen = _patterns(select)
-    left_out = _patterns(ignore)
+    chosen = patterns_in(select)
+    left_out = patterns_in(ignore)
     result = replace(
         settings,
         select=chosen or settings.select,
         ignore=(*settings.ignore, *left_out),
     )
-    for pattern in (*(result.select or ()), *result.ignore):
-        _rules_named(pattern)
+    patterns_in((*(result.select or ()), *result.ignore))
     return result
-
-
-def _patterns(said: Iterable[str]) -> tuple[str, ...]:
-    return tuple(part.strip() for item in said for part in item.split(",") if part.strip())
-
-
-def _rules_named(pattern: str) -> list[Rule]:
-    rules = load_rules().values()
-    found = [rule for rule in rules if picks(rule, (pattern,))]
-    if not found:
-        every = [word for rule in rules for word in (rule.code, rule.name)]
-        near = difflib.get_close_matches(pattern, every, n=1)
-        raise LearnablesError(
-            "there is no such rule",
-            found=repr(pattern),
-            wanted=f"a code, the beginning of one, or a name; is {near[0]} meant?"
-            if near
-            else "a code, the beginning of one, or a name",
-            mend="learnables rules",
-        )
-    return found
 
 
 def run_audit(
@@ -74,7 +50,7 @@ def run_audit(
 ) -> int:
     """Audit what a factory builds; print the report; the exit code."""
     check_format(format)
-    probes = _patterns(probes)
+    probes = patterns_in(probes)
     check_probes(probes)
     settings = checked(read_settings(), select, ignore)
     baseline = baseline or (settings.baseline if new_baseline is None else None)
@@ -127,9 +103,7 @@ def print_rules(select: Iterable[str] = ()) -> int:
     from rich.console import Console
     from rich.table import Table
 
-    patterns = _patterns(select)
-    for pattern in patterns:
-        _rules_named(pattern)
+    patterns = patterns_in(select)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("code", "name", "severity", "finds"):
         table.add_column(column, overflow="fold", no_wrap=column == "code")
@@ -146,7 +120,7 @@ def explain(pattern: str) -> int:
     from rich.markdown import Markdown
 
     console = Console()
-    for rule in _rules_named(pattern):
+    for rule in rules_named(pattern):
         if console.is_terminal:
             console.print(Markdown(rule.page))
         else:

@@ -1,17 +1,19 @@
 """A rule is a function with a code and a docstring. Adding a file to ``rules/`` adds a rule."""
 
+import difflib
 import importlib
 import inspect
 import linecache
 import pkgutil
 import re
-from collections.abc import Callable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar
 
+from learnables.arguments import describe
 from learnables.auditing.evidence import Evidence, Stage
 from learnables.auditing.places import shown
-from learnables.errors import lay_out
+from learnables.errors import ArgumentError, LearnablesError, lay_out
 from learnables.watching.sinks.escape import visible
 
 _T = TypeVar("_T")
@@ -176,6 +178,53 @@ def load_rules() -> Mapping[str, Rule]:
     for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
         importlib.import_module(module.name)
     return dict(sorted(_RULES.items()))
+
+
+def patterns_in(said: str | Iterable[str], of: str = "select") -> tuple[str, ...]:
+    """Codes, beginnings of codes and names: one, several, or several in one text with commas.
+
+    Raises:
+        ArgumentError: It is no text.
+        LearnablesError: One of them means no rule, so that what it asks for would be nothing.
+    """
+    items = (
+        [said] if isinstance(said, str) else list(said) if isinstance(said, Iterable) else [said]
+    )
+    for item in items:
+        if not isinstance(item, str):
+            raise ArgumentError(
+                "rules are named by text",
+                where=of,
+                found=describe(said),
+                wanted="codes, beginnings of codes or names",
+                mend=f"{of}=['LRN2', 'no-gradient']",
+            )
+    patterns = tuple(part.strip() for item in items for part in item.split(",") if part.strip())
+    for pattern in patterns:
+        rules_named(pattern)
+    return patterns
+
+
+def rules_named(pattern: str) -> list[Rule]:
+    """The rules that a code, the beginning of one, or a name means.
+
+    Raises:
+        LearnablesError: There is none; the message offers the nearest.
+    """
+    rules = load_rules().values()
+    found = [rule for rule in rules if picks(rule, (pattern,))]
+    if not found:
+        every = [word for rule in rules for word in (rule.code, rule.name)]
+        near = difflib.get_close_matches(pattern, every, n=1)
+        raise LearnablesError(
+            "there is no such rule",
+            found=repr(pattern),
+            wanted=f"a code, the beginning of one, or a name; is {near[0]} meant?"
+            if near
+            else "a code, the beginning of one, or a name",
+            mend="learnables rules",
+        )
+    return found
 
 
 def picks(chosen: Rule, patterns: tuple[str, ...]) -> bool:

@@ -19,7 +19,7 @@ from learnables.auditing.memory import Memory
 from learnables.auditing.observe import SNAPSHOT_BUDGET, Observer
 from learnables.auditing.places import line_of
 from learnables.auditing.report import Report, parameter_rows
-from learnables.auditing.rule import Finding, Rule, SkipRule, load_rules, picks
+from learnables.auditing.rule import Finding, Rule, SkipRule, load_rules, patterns_in, picks
 from learnables.auditing.silence import silences
 from learnables.auditing.survey import Survey, survey
 from learnables.auditing.together import together
@@ -82,7 +82,7 @@ def audit(
 
     Raises:
         ArgumentError: ``model`` is no module, or another argument is not of its kind.
-        LearnablesError: ``steps`` is not positive, or there is no such probe.
+        LearnablesError: ``steps`` is not positive, or there is no such probe or rule.
 
     Example:
         >>> import learnables as ln
@@ -108,6 +108,8 @@ def audit(
         )
     check_probes(probes)
     _require_kinds(modules=modules, copies=copies, loaded=loaded, intent=intent)
+    select = None if select is None else patterns_in(select)
+    ignore = None if ignore is None else patterns_in(ignore, "ignore")
     given = [*optimizers_in(optimizer), *optimizers_in(optimizers)]
     given = list({id(o): o for o in given}.values())
     actors = [a for a in (scaler, scheduler, ddp, *_values(copies)) if a is not None]
@@ -409,6 +411,7 @@ def observe(
 
     Raises:
         ArgumentError: An argument is not of its kind.
+        LearnablesError: There is no such rule.
 
     Example:
         >>> import learnables as ln
@@ -425,6 +428,8 @@ def observe(
     if model is not None:
         require_module(model)
     _require_kinds(modules=modules, copies=copies, loaded=loaded, intent=intent)
+    select = None if select is None else patterns_in(select)
+    ignore = None if ignore is None else patterns_in(ignore, "ignore")
     given = [*optimizers_in(optimizer), *optimizers_in(optimizers)]
     actors = [a for a in (scaler, scheduler, ddp) if a is not None]
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from learnables.auditing.rule import rules_named
 from learnables.entries import Entry
 from learnables.errors import LearnablesError, SelectionError
-from learnables.select import Selector, select
+from learnables.select import Selector, select, settled
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +51,8 @@ def silence(code: str, selector: Selector, reason: str) -> Silence:
         reason: Why this is meant; shown by the report. It must not be empty.
 
     Raises:
-        LearnablesError: No reason is given.
+        ArgumentError: ``selector`` is no selector.
+        LearnablesError: No reason is given, or there is no such rule.
 
     Example:
         >>> import learnables as ln
@@ -63,7 +65,8 @@ def silence(code: str, selector: Selector, reason: str) -> Silence:
             found=f"ln.silence({code!r}, {selector!r}, reason={reason!r})",
             wanted="a reason that the next reader understands",
         )
-    _SILENCES.append(Silence(code, selector, reason))
+    rules_named(code)
+    _SILENCES.append(Silence(code, settled(selector), reason))
     return _SILENCES[-1]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from learnables._torch import WRAPPER_PREFIXES, is_compiled, is_dtensor
-from learnables.arguments import require_module
+from learnables.arguments import require_module, require_text
 from learnables.errors import LearnablesError, SelectionError, ShapeError
 from learnables.grafting import hooks
 from learnables.grafting.anatomy import Anatomy
@@ -203,6 +203,7 @@ def graft(
     """
     require_module(model)
     require_module(component, "component")
+    require_text(name, "name")
     _refuse_wrapped(model)
     if hasattr(model, name) or not name.isidentifier():
         raise LearnablesError(

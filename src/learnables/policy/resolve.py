@@ -6,9 +6,10 @@ from typing import Any, TypeAlias
 
 from torch import nn
 
+from learnables._torch import is_uninitialised
 from learnables.declare import check_fields
 from learnables.entries import Entry, entries
-from learnables.errors import PolicyError
+from learnables.errors import PolicyError, ShapeError
 from learnables.notes import Statement, caller
 from learnables.policy.kinds import Kind, kind_of
 from learnables.select import Selector, select
@@ -101,9 +102,19 @@ def resolve(model: nn.Module, policy: Policy | None = None) -> tuple[Plan, ...]:
 
     Raises:
         PolicyError: Two statements of one level disagree; both lines are named.
+        ShapeError: A lazy parameter has no shape yet.
         SelectionError: A selector of ``policy`` picks nothing.
     """
     found = entries(model)
+    for entry in found:
+        if is_uninitialised(entry.param):
+            raise ShapeError(
+                "a lazy parameter has no shape yet, by which to tell its kind",
+                where=entry.name,
+                found=entry.looks,
+                wanted="a model that has seen one batch",
+                mend="model(batch), once, before",
+            )
     given = _given(found, policy)
     return tuple(_plan(entry, given.get(entry.index, [])) for entry in found)
 

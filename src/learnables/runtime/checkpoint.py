@@ -22,7 +22,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables._torch import gather, is_dtensor, storage_key, without_wrappers
+from learnables._torch import (
+    gather,
+    is_dtensor,
+    is_uninitialised,
+    storage_key,
+    without_wrappers,
+)
 from learnables.arguments import optimizers_in, require_module
 from learnables.entries import Entry, entries
 from learnables.errors import CheckpointError
@@ -332,6 +338,13 @@ def _write_model(model: nn.Module, pile: _Pile) -> dict[str, Any]:
                 "a name of the model is reserved for the checkpoint itself",
                 where=name,
                 wanted=f"a name that does not begin with {_OURS!r}",
+            )
+        if isinstance(value, Tensor) and is_uninitialised(value):
+            raise CheckpointError(
+                "a lazy parameter has no value to save",
+                where=name,
+                wanted="a model that has seen one batch",
+                mend="model(batch), once, before",
             )
         if not isinstance(value, Tensor):
             others[name] = flatten(value, pile.put, f"{_OURS}model/{name}")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
-from learnables.arguments import optimizers_in, require_module
+from learnables.arguments import optimizers_in, require_module, require_text
 from learnables.conversion import after_conversion
 from learnables.entries import Entry, Place, entries
 from learnables.errors import ConstraintError, ShapeError, lay_out
@@ -129,6 +129,7 @@ def untie(model: nn.Module, target: str) -> nn.Parameter:
         False
     """
     require_module(model)
+    require_text(target, "target")
     owner, local_name = _split(model, target)
     value = getattr(owner, local_name, None) if owner is not None else None
     transposed = owner is not None and is_transposed(owner, local_name)
