@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import torch
@@ -31,6 +32,9 @@ FIELDS = (
 )
 _ATTRIBUTE = "_learnables_notes"
 _PACKAGE = str(Path(__file__).parent)
+_STATING = (__file__, str(Path(__file__).with_name("declare.py")))  # hand on what others state
+_TORCH = str(Path(torch.__file__).parent)
+_COMMANDS = ("typer", "click")  # what starts our own commands
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,24 @@ class Note:
 
 
 def caller() -> str:
-    """``file:line`` of the nearest frame outside this package and outside torch's machinery."""
-    frame = sys._getframe(1)
-    while frame.f_back is not None and frame.f_code.co_filename.startswith(_PACKAGE):
+    """``file:line`` of the nearest frame outside this package and outside torch's machinery.
+
+    Where one of our own commands builds the model no such frame is anybody's code, only the command
+    line's: then it is the line of ours that states the policy.
+    """
+    frame: FrameType | None = sys._getframe(1)
+    ours, at = "", ""
+    while frame is not None:
+        file = frame.f_code.co_filename
+        at = f"{file}:{frame.f_lineno}"
+        if file.startswith(_PACKAGE):
+            ours = ours or ("" if file in _STATING else at)
+        elif str(frame.f_globals.get("__name__")).partition(".")[0] in _COMMANDS:
+            break
+        elif not file.startswith(_TORCH):
+            return at
         frame = frame.f_back
-    return f"{frame.f_code.co_filename}:{frame.f_lineno}"
+    return ours or at
 
 
 def notes_of(owner: nn.Module) -> dict[str, Note]:

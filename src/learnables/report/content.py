@@ -470,8 +470,9 @@ def _add_table(page: Content, artifact: Artifact, values: Array, classes: Any) -
     small = values.size <= 400
     scale = (high - low) or 1.0
     coded = np.clip(np.nan_to_num((values - low) / scale) * 255, 0, 255).astype(np.uint8)
+    exactly = artifact.name.startswith("weight ")  # the name of a parameter is left as it is
     picture |= {
-        "title": artifact.name.replace("_", " "),
+        "title": artifact.name if exactly else artifact.name.replace("_", " "),
         "step": artifact.step,
         "low": low,
         "high": high,

@@ -5,7 +5,12 @@ from torch import nn
 from learnables.models.vit import ViT, ViTConfig
 from learnables.recipes.vit.crew import Crew
 from learnables.recipes.vit.data import Split
-from learnables.recipes.vit.measure import measure, mistakes, position_similarity
+from learnables.recipes.vit.measure import (
+    measure,
+    mistakes,
+    pictures_of_weights,
+    position_similarity,
+)
 
 CPU = torch.device("cpu")
 
@@ -64,3 +69,19 @@ def test_neighbours_on_a_smooth_table_look_alike():
     table = model.positions.table[0].view(4, 6, 8)
     expected = nn.functional.cosine_similarity(table[1, 2], table[3, 5], dim=0)
     torch.testing.assert_close(maps[1, 2, 3, 5], expected)
+
+
+def test_first_and_last_matrix_of_each_role_is_pictured():
+    model = ViT(
+        ViTConfig(image_size=(8, 8), channels=1, classes=3, patch_size=2, dim=100, heads=4, depth=3)
+    )
+    pictures = dict(pictures_of_weights(model, limit=99))
+    names = {title.removeprefix("weight ").partition("[")[0] for title in pictures}
+    every = {name for name, p in model.named_parameters() if sum(n > 1 for n in p.shape) == 2}
+    assert names == {name for name in every if not name.startswith("blocks.1.")}
+    head = model.get_parameter("head.weight").detach()
+    assert torch.equal(pictures["weight head.weight[::1, ::2]"], head[:, ::2])
+    table = model.get_parameter("positions.table").detach()[0]
+    assert torch.equal(pictures["weight positions.table[::1, ::2]"], table[:, ::2])
+    assert all(max(picture.shape) <= 64 for picture in pictures.values())
+    assert len(list(pictures_of_weights(model))) <= 12

@@ -1,5 +1,7 @@
 """What a trained model gets right and wrong, as numbers and pictures."""
 
+import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -7,6 +9,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 
 from learnables._torch import gather
+from learnables.entries import Entry, entries
 from learnables.models.vit import ViT
 from learnables.recipes.vit.crew import Crew
 from learnables.recipes.vit.data import Split
@@ -99,3 +102,30 @@ def position_similarity(model: ViT) -> Tensor:
     table = gather(model.positions.table.detach())[0, -h * w :].float()
     table = nn.functional.normalize(table, dim=1)
     return (table @ table.t()).view(h, w, h, w).cpu()
+
+
+_SIDE = 64  # rows and columns of a weight's picture
+
+
+def pictures_of_weights(model: nn.Module, limit: int = 12) -> Iterator[tuple[str, Tensor]]:
+    """Matrices of the model, small enough for a page: what they are, and the values.
+
+    Of the parameters whose names differ in their first number only, the first and the last are
+    taken. A matrix of more than 64 rows or columns is sampled, and its title says which of them are
+    shown. All processes must call, and take all, where the model is sharded.
+
+    Args:
+        model: Any model.
+        limit: How many at most.
+    """
+    roles: dict[str, list[Entry]] = {}
+    for entry in entries(model):
+        if sum(side > 1 for side in entry.shape) == 2:
+            roles.setdefault(re.sub(r"\d+", "*", entry.name, count=1), []).append(entry)
+    chosen = [e for same in roles.values() for e in (same[:1] + same[1:][-1:])]
+    for entry in chosen[:limit]:
+        rows, columns = (side for side in entry.shape if side > 1)
+        down, across = -(-rows // _SIDE), -(-columns // _SIDE)
+        sampled = f"[::{down}, ::{across}]" if max(down, across) > 1 else ""
+        whole = gather(entry.param.detach()).reshape(rows, columns)
+        yield f"weight {entry.name}{sampled}", whole[::down, ::across].float().cpu()

@@ -36,7 +36,13 @@ from learnables.recipes.vit.config import Config
 from learnables.recipes.vit.crew import Crew, assemble
 from learnables.recipes.vit.data import ImageSet, Split, load_images
 from learnables.recipes.vit.interrupt import Interrupt
-from learnables.recipes.vit.measure import Measured, measure, mistakes, position_similarity
+from learnables.recipes.vit.measure import (
+    Measured,
+    measure,
+    mistakes,
+    pictures_of_weights,
+    position_similarity,
+)
 from learnables.recipes.vit.progress import Bar, Display, Silent
 from learnables.report.html import write_html
 from learnables.runtime.atomic import replace_file
@@ -503,6 +509,7 @@ def _draw(job: Job, step: int, measured: Measured, watcher: Watcher) -> None:
     similarity = position_similarity(result)
     has_color = job.config.color_matrix
     color = gather(result.get_parameter("color_matrix.matrix").detach()) if has_color else None
+    weights = [(name, w) for name, w in pictures_of_weights(result) if "color_matrix" not in name]
     if not job.crew.leads:
         return
     watcher.log_document("classes", list(job.images.classes), step=step)
@@ -510,6 +517,8 @@ def _draw(job: Job, step: int, measured: Measured, watcher: Watcher) -> None:
     watcher.log_table("position_similarity", similarity, step)
     if color is not None:
         watcher.log_table("color_matrix", color, step)
+    for name, values in weights:
+        watcher.log_table(name, values, step)
     wrong, labels = mistakes(measured, job.images.test, job.images.classes)
     if labels and wrong.shape[3] in (1, 3):
         watcher.log_images("misclassified", wrong, labels, step)
