@@ -14,7 +14,7 @@ from learnables._native import orthonormal as native
 from learnables.sets import polar
 
 built = pytest.mark.skipif(not native.available()[0], reason=native.available()[1])
-LEVELS = [native.BASELINE, native.AVX2, native.AVX512]
+LEVELS = [native.BASELINE, native.AVX2, native.AVX512, native.AVX512_BF16]
 
 
 def _near(*shape: int, size: float) -> Tensor:
@@ -24,7 +24,7 @@ def _near(*shape: int, size: float) -> Tensor:
     return w + size * step / torch.linalg.matrix_norm(step, 2)[..., None, None]
 
 
-def _run_(xs: list[Tensor], level: int = native.AVX512, threads: int = 1) -> Tensor:
+def _run_(xs: list[Tensor], level: int = native.AVX512_BF16, threads: int = 1) -> Tensor:
     side = min(xs[0].shape[-2:])
     goal, attainable = (f(side, torch.float32) for f in (polar.promised, polar.reach))
     return native.run_(xs, near=0.9, attainable=attainable, goal=goal, threads=threads, level=level)
@@ -65,6 +65,16 @@ def test_large_matrices_land_on_the_nearest_more_exactly_than_the_dtype_sums(sha
     again = value.clone()
     _run_([again])
     assert _defect(again) <= 2e-6  # what sums of 512 terms in fp32 miss three times
+
+
+@built
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_rounding_does_to_the_square_is_counted(level: int) -> None:
+    torch.manual_seed(0)
+    x = _near(64, 64, size=0.0)  # all λ alike: nothing but the rounding of λ² is left
+    values = [(1 + size) * x for size in torch.linspace(8e-3, 1.1e-2, 40)]
+    _run_(values, level)
+    assert max(map(_defect, values)) <= 1e-5
 
 
 @built

@@ -27,12 +27,26 @@ enum {
   PASSES = 6,
   MAX_THREADS = 256
 };
+#define ROUNDED 8e-3 /* of E² from E in bfloat16, relative: 2⁻⁷ at most where nothing cancels */
 enum code { DONE = 0, NONFINITE = 1, FAR = 4 }; /* FAR: untouched, needs a decomposition */
+
+#ifdef __has_builtin
+#if __has_builtin(__builtin_shufflevector)
+#define INTERLEAVED __builtin_shufflevector
+#define LOW_4 0, 4, 1, 5
+#define HIGH_4 2, 6, 3, 7
+#define LOW_8 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_8 4, 12, 5, 13, 6, 14, 7, 15
+#define LOW_16 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23
+#define HIGH_16 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31
+#endif
+#endif
 
 #define JOIN2(a, b) a##_##b
 #define JOIN(a, b) JOIN2(a, b)
 #define NAME(x) JOIN(x, SUFFIX)
 
+#define ADD(sum, a, b) ((sum) + (a) * (b))
 #define TARGET
 #define SUFFIX baseline
 #define LANES 4
@@ -59,26 +73,32 @@ enum code { DONE = 0, NONFINITE = 1, FAR = 4 }; /* FAR: untouched, needs a decom
 #define LANES 16
 #define ROWS 8
 #include "orthonormal.h"
+#include "orthonormal_bf16.h"
 #endif
 
 typedef struct {
-  double (*symmetric)(const float *, int64_t, int64_t, int, int64_t, float *);
+  double (*symmetric)(const float *, int64_t, int64_t, int64_t, int64_t, int, int64_t, float *);
   double (*glance)(const float *, int64_t, int64_t, const float *, float *);
   void (*between)(const float *, const float *, int64_t, int64_t, float *);
   void (*tall)(const float *, float *, int64_t, int64_t, const float *, float *);
   void (*wide)(const float *, float *, int64_t, int64_t, const float *, float *);
   void (*mix)(int64_t, float, const float *, float, const float *, float *);
+  double (*square)(const float *, int64_t, int64_t, float *, float *); /* NULL: none in bfloat16 */
 } arithmetic;
 
 #define ALL(suffix)                                                                          \
   {symmetric_##suffix,  glance_##suffix,     between_##suffix,                               \
-   apply_tall_##suffix, apply_wide_##suffix, mix_##suffix}
+   apply_tall_##suffix, apply_wide_##suffix, mix_##suffix,     NULL}
 
 static arithmetic best(int level) {
   (void)level; /* where there is only one */
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (level >= 2 && __builtin_cpu_supports("avx512f")) return (arithmetic)ALL(avx512);
+  if (level >= 2 && __builtin_cpu_supports("avx512f")) {
+    arithmetic found = ALL(avx512);
+    if (level >= 3 && __builtin_cpu_supports("avx512bf16")) found.square = square_bf16;
+    return found;
+  }
   if (level >= 1 && __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"))
     return (arithmetic)ALL(avx2);
 #endif
@@ -136,26 +156,34 @@ static void signs(int64_t side, int64_t padded, float *v) {
   }
 }
 
-/* The same as seen in one direction of random signs: sharper where the spectrum is spread out. */
+/* y = m v for a symmetric matrix in panels, whose columns are its rows. */
+static void times(const float *m, int64_t side, const float *v, float *y) {
+  const int64_t padded = (side + WIDTH - 1) / WIDTH * WIDTH;
+  for (int64_t from = 0; from < padded; from += WIDTH) {
+    float sum[WIDTH] = {0};
+    for (int64_t i = 0; i < side; i++, m += WIDTH)
+      for (int c = 0; c < WIDTH; c++) sum[c] += v[i] * m[c];
+    m += (padded - side) * WIDTH;
+    memcpy(y + from, sum, sizeof sum);
+  }
+}
+
+/* The same as seen in one direction of random signs, with what rounding does to the square s:
+ * 5/8 (E³ − aE) + 3/4 (s − E²). Sharper where the spectrum is spread out. */
 static double probed(const float *e, const float *s, int64_t side, double a, float *v) {
   const int64_t padded = (side + WIDTH - 1) / WIDTH * WIDTH;
-  float *u = v + padded;
+  float *ev = v + padded, *eev = ev + padded, *sv = eev + padded, *sev = sv + padded;
   double sum = 0;
   signs(side, padded, v);
-  for (int64_t i = 0; i < side; i++) { /* symmetric: its rows are its columns */
-    const float *row = e + i / WIDTH * padded * WIDTH + i % WIDTH;
-    float dot = 0;
-    for (int64_t j = 0; j < side; j++) dot += row[j * WIDTH] * v[j];
-    u[i] = dot;
-  }
+  times(e, side, v, ev);
+  times(e, side, ev, eev);
+  times(s, side, v, sv);
+  times(s, side, ev, sev);
   for (int64_t i = 0; i < side; i++) {
-    const float *row = s + i / WIDTH * padded * WIDTH + i % WIDTH;
-    float dot = 0;
-    for (int64_t j = 0; j < side; j++) dot += row[j * WIDTH] * u[j];
-    const double left = dot - a * u[i];
+    const double left = 0.625 * (sev[i] - a * ev[i]) + 0.75 * ((double)sv[i] - eev[i]);
     sum += left * left;
   }
-  return 0.625 * sqrt(sum);
+  return sqrt(sum);
 }
 
 static enum code bring(const work *job, float *w, float *scratch) {
@@ -166,7 +194,9 @@ static enum code bring(const work *job, float *w, float *scratch) {
   float *rest = x + padded * length;
   const arithmetic *run = &job->run;
   for (int pass = 0; pass < PASSES; pass++) {
-    pack(w, job->n, job->k, x);
+    /* a tall matrix of whole panels can be read where it lies, while rows are near one another */
+    const int here = tall && side == padded && length <= SHORT;
+    if (!here) pack(w, job->n, job->k, x);
     int64_t piece = SHORT;
     if (length > SHORT) {
       signs(side, padded, rest);
@@ -174,7 +204,9 @@ static enum code bring(const work *job, float *w, float *scratch) {
       const double expected = 0.625 * seen * sqrt(seen) / (double)side; /* of a spread spectrum */
       piece = expected <= job->attainable / 4 ? FINE : ROUGH;
     }
-    const double p2 = run->symmetric(x, length, side, 1, piece, e), size = sqrt(p2);
+    const double p2 = here ? run->symmetric(w, WIDTH, side, length, side, 1, piece, e)
+                           : run->symmetric(x, length * WIDTH, WIDTH, length, side, 1, piece, e);
+    const double size = sqrt(p2);
     if (!(p2 < INFINITY)) return NONFINITE;
     if (size >= job->near) return FAR;
     if (size <= job->attainable / 4) return DONE;
@@ -185,8 +217,10 @@ static enum code bring(const work *job, float *w, float *scratch) {
       if (padded > side) /* the product reads whole rows */
         for (int64_t J = 0; J < padded / WIDTH; J++)
           memset(e + (J * padded + side) * WIDTH, 0, (size_t)((padded - side) * WIDTH) * sizeof *e);
-      const double p4 = run->symmetric(e, padded, side, 0, INT64_MAX, s), a = p4 / p2;
-      left = bound(p2, p4, (double)side);
+      const double p4 = run->square ? run->square(e, padded, side, x, s)
+                                    : run->symmetric(e, padded * WIDTH, WIDTH, padded, side, 0, INT64_MAX, s);
+      const double a = p4 / p2, rounded = run->square ? 0.75 * ROUNDED * sqrt(p4) : 0;
+      left = bound(p2, p4, (double)side) + rounded;
       if (left > job->goal && left <= 4 * job->goal && side >= 32)
         left = 1.5 * probed(e, s, side, a, rest);
       run->mix(padded * padded, (float)(-0.5 - 0.3125 * a), e, 0.375f, s, s);
@@ -231,7 +265,8 @@ __attribute__((visibility("default"))) int64_t learnables_orthonormal_room(int64
   int64_t rest = TOGETHER * (side + 16);
   if (rest < padded * WIDTH) rest = padded * WIDTH;
   if (rest < padded + length) rest = padded + length;
-  return (2 * padded * padded + 2 * padded * length + rest + 2 * padded + 15) / 16 * 16;
+  if (rest < 5 * padded) rest = 5 * padded;
+  return (2 * padded * padded + 2 * padded * length + rest + 15) / 16 * 16;
 }
 
 static void all(work *job, int threads) {

@@ -5,6 +5,8 @@
  *   ROWS     rows of a tile; WIDTH is a multiple of it
  *   NAME(x)  the name of x in this inclusion
  *   TARGET   the attribute that switches the instruction set on
+ *   ADD      sum + a * b, for a number a and a register b
+ *   PAIRS    defined where a number is a pair in bfloat16: the symmetric product only
  *
  * Matrices are kept in panels: WIDTH columns side by side, row after row, with zeros where the
  * matrix has no columns left. A symmetric product reads the same panels from both sides. */
@@ -12,9 +14,11 @@
 typedef float NAME(lanes) __attribute__((vector_size(LANES * 4), may_alias));
 typedef float NAME(loose) __attribute__((vector_size(LANES * 4), aligned(4), may_alias));
 
-/* sum[i][j] = sum over k of a[i * down + k * along] * b[k * WIDTH + j]; it stays in registers. */
+/* sum[i][j] = sum over k of a[i * down + k * along] * b[k * pitch + j], for the first `regs`
+ * registers of each row; it stays in registers. */
 TARGET INLINE void NAME(tile)(int64_t depth, const float *a, int64_t down, int64_t along,
-                              const float *b, NAME(lanes) sum[ROWS][REGS]) {
+                              const float *b, int64_t pitch, const int regs,
+                              NAME(lanes) sum[ROWS][REGS]) {
   NAME(lanes) s[ROWS][REGS];
   UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int r = 0; r < REGS; r++)
       s[i][r] = (NAME(lanes)){0};
@@ -22,96 +26,155 @@ TARGET INLINE void NAME(tile)(int64_t depth, const float *a, int64_t down, int64
   UNROLL for (int i = 0; i < (ROWS + 2) / 3; i++) at[i] = a + 3 * i * down;
   for (int64_t k = 0; k < depth; k++) {
     NAME(lanes) row[REGS];
-    UNROLL for (int r = 0; r < REGS; r++) row[r] = *(const NAME(loose) *)(b + r * LANES);
+    UNROLL for (int r = 0; r < regs; r++) row[r] = *(const NAME(loose) *)(b + r * LANES);
     UNROLL for (int i = 0; i < ROWS; i++) {
       const float one = at[i / 3][i % 3 * down];
-      UNROLL for (int r = 0; r < REGS; r++) s[i][r] += one * row[r];
+      UNROLL for (int r = 0; r < regs; r++) s[i][r] = ADD(s[i][r], one, row[r]);
     }
-    b += WIDTH;
+    b += pitch;
     UNROLL for (int i = 0; i < (ROWS + 2) / 3; i++) at[i] += along;
   }
   UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int r = 0; r < REGS; r++) sum[i][r] = s[i][r];
 }
 
-/* A tile of a symmetric matrix, and its mirror image, into the panels. */
-TARGET INLINE void NAME(store)(float *out, int64_t padded, int64_t I, int64_t J, int64_t i,
-                               int64_t j, float result[ROWS][REGS * LANES]) {
-  for (int r = 0; r < ROWS; r++)
-    memcpy(out + J * padded * WIDTH + (I * WIDTH + i + r) * WIDTH + j, result[r], sizeof result[r]);
-  if (I != J)
-    for (int c = 0; c < REGS * LANES; c++)
-      for (int r = 0; r < ROWS; r++)
-        out[I * padded * WIDTH + (J * WIDTH + j + c) * WIDTH + i + r] = result[r][c];
+/* How many of `columns` columns of a panel are computed: whole registers. */
+INLINE int64_t NAME(edge)(int64_t columns) {
+  return columns < WIDTH ? (columns + LANES - 1) / LANES * LANES : WIDTH;
 }
 
-/* out = xᵀ x in panels, less the unit matrix where `unit`; returns the sum of its squares. Only
- * panels on and above the diagonal are computed. Sums of more than `piece` terms are run in pieces
- * of that many, which are added in double. */
-TARGET static NOINLINE double NAME(symmetric)(const float *x, int64_t length, int64_t side, int unit,
-                                              int64_t piece, float *out) {
-  const int64_t panels = (side + WIDTH - 1) / WIDTH, padded = panels * WIDTH;
-  double total = 0;
-  for (int64_t J = 0; J < panels; J++)
-    for (int64_t I = 0; I <= J; I++)
-      for (int64_t i = 0; i < WIDTH && I * WIDTH + i < side; i += ROWS)
-        for (int64_t j = 0; j < WIDTH && J * WIDTH + j < side; j += REGS * LANES) {
-          const float *a = x + I * length * WIDTH + i, *b = x + J * length * WIDTH + j;
-          NAME(lanes) sum[ROWS][REGS];
-          float result[ROWS][REGS * LANES];
-          if (length <= piece) {
-            NAME(tile)(length, a, 1, WIDTH, b, sum);
-            memcpy(result, sum, sizeof result);
-            for (int r = 0; unit && r < ROWS; r++) {
-              int64_t at = I * WIDTH + i + r - J * WIDTH - j;
-              if (at >= 0 && at < REGS * LANES && I * WIDTH + i + r < side) result[r][at] -= 1;
-            }
-          } else {
-            double whole[ROWS][REGS * LANES] = {0};
-            for (int64_t k = 0; k < length; k += piece) {
-              NAME(tile)(length - k < piece ? length - k : piece, a + k * WIDTH, 1, WIDTH,
-                         b + k * WIDTH, sum);
-              memcpy(result, sum, sizeof result);
-              for (int r = 0; r < ROWS; r++)
-                for (int c = 0; c < REGS * LANES; c++) whole[r][c] += (double)result[r][c];
-            }
-            for (int r = 0; unit && r < ROWS; r++) {
-              int64_t at = I * WIDTH + i + r - J * WIDTH - j;
-              if (at >= 0 && at < REGS * LANES && I * WIDTH + i + r < side) whole[r][at] -= 1;
-            }
-            for (int r = 0; r < ROWS; r++)
-              for (int c = 0; c < REGS * LANES; c++)
-                result[r][c] = (float)whole[r][c];
-          }
-          NAME(store)(out, padded, I, J, i, j, result);
-          NAME(lanes) squares = {0};
-          for (int r = 0; r < ROWS; r++)
-            for (int c = 0; c < REGS; c++) {
-              NAME(lanes) v = *(const NAME(loose) *)(result[r] + c * LANES);
-              squares += v * v;
-            }
-          for (int l = 0; l < LANES; l++) total += (I == J ? 1.0 : 2.0) * squares[l];
-        }
+/* A tile of a symmetric matrix of which only the upper part is computed, at column j of a block of
+ * panels that needs columns up to `edge`, a multiple of LANES; returns its width in registers. */
+TARGET INLINE int NAME(tile_above)(int64_t depth, const float *a, const float *b, int64_t pitch,
+                                   int64_t j, int64_t edge, NAME(lanes) sum[ROWS][REGS]) {
+  if (j + REGS * LANES <= edge) {
+    NAME(tile)(depth, a, 1, pitch, b, pitch, REGS, sum);
+    return REGS;
+  }
+  NAME(tile)(depth, a, 1, pitch, b, pitch, 1, sum); /* REGS is 2 */
+  return 1;
+}
+
+/* Rows of registers turned into columns: to[c * ROWS + k] = from[k][c]. Interleaving the first half
+ * of all numbers with the second half turns the bits of their places round by one. */
+TARGET INLINE void NAME(turn)(NAME(lanes) from[ROWS], float *to) {
+#ifdef INTERLEAVED
+  NAME(lanes) a[ROWS], b[ROWS];
+  UNROLL for (int k = 0; k < ROWS; k++) a[k] = from[k];
+  UNROLL for (int done = 1; done < ROWS; done *= 2) {
+    UNROLL for (int k = 0; k < ROWS / 2; k++) {
+      b[2 * k] = INTERLEAVED(a[k], a[k + ROWS / 2], JOIN(LOW, LANES));
+      b[2 * k + 1] = INTERLEAVED(a[k], a[k + ROWS / 2], JOIN(HIGH, LANES));
+    }
+    UNROLL for (int k = 0; k < ROWS; k++) a[k] = b[k];
+  }
+  UNROLL for (int k = 0; k < ROWS; k++) memcpy(to + k * LANES, &a[k], sizeof a[k]);
+#else
+  for (int k = 0; k < ROWS; k++)
+    for (int c = 0; c < LANES; c++) to[c * ROWS + k] = from[k][c];
+#endif
+}
+
+/* That tile into the panels, and its mirror image below the diagonal; returns its sum of squares,
+ * with the image. */
+TARGET INLINE double NAME(store)(float *out, int64_t padded, int64_t I, int64_t J, int64_t i,
+                                 int64_t j, int regs, NAME(lanes) sum[ROWS][REGS]) {
+  float *to = out + J * padded * WIDTH + (I * WIDTH + i) * WIDTH + j;
+  float *image = out + I * padded * WIDTH + (J * WIDTH + j) * WIDTH + i;
+  const int from = I == J && j <= i ? 1 : 0; /* the square on the diagonal is its own image */
+  NAME(lanes) once = {0}, twice = {0};
+  UNROLL for (int r = 0; r < REGS; r++) {
+    if (r == regs) break;
+    NAME(lanes) column[ROWS], squares = {0};
+    UNROLL for (int k = 0; k < ROWS; k++) {
+      column[k] = sum[k][r];
+      *(NAME(loose) *)(to + k * WIDTH + r * LANES) = column[k];
+      squares += column[k] * column[k];
+    }
+    if (r < from) {
+      once += squares;
+      continue;
+    }
+    twice += squares;
+    float turned[LANES * ROWS];
+    NAME(turn)(column, turned);
+    for (int c = 0; c < LANES; c++)
+      memcpy(image + (r * LANES + c) * WIDTH, turned + c * ROWS, ROWS * sizeof *turned);
+  }
+  once += twice + twice;
+  float total = 0;
+  for (int l = 0; l < LANES; l++) total += once[l];
   return total;
 }
 
+/* out = xᵀ x in panels, less the unit matrix where `unit`; returns the sum of its squares. Only
+ * what is on and above the diagonal is computed. A panel of x begins `apart` numbers after the one
+ * before, a row `pitch` after its own. Sums of more than `piece` terms are run in pieces of that
+ * many, which are added in double. */
+TARGET static NOINLINE double NAME(symmetric)(const float *x, int64_t apart, int64_t pitch,
+                                              int64_t length, int64_t side, int unit, int64_t piece,
+                                              float *out) {
+  const int64_t panels = (side + WIDTH - 1) / WIDTH, padded = panels * WIDTH;
+  float one[2 * LANES - 1] = {0}; /* from LANES - 1 - c on: the unit vector c */
+  one[LANES - 1] = 1;
+  double total = 0;
+  for (int64_t J = 0; J < panels; J++)
+    for (int64_t I = 0; I <= J; I++) {
+      const float *a = x + I * apart, *b = x + J * apart;
+      const int64_t high = side - I * WIDTH < WIDTH ? side - I * WIDTH : WIDTH;
+      const int64_t edge = NAME(edge)(side - J * WIDTH);
+      double whole[WIDTH][WIDTH];
+      if (length > piece) { /* a piece of both panels stays in the cache */
+        memset(whole, 0, sizeof whole);
+        for (int64_t k = 0; k < length; k += piece)
+          for (int64_t i = 0; i < high; i += ROWS)
+            for (int64_t j = I == J ? i / LANES * LANES : 0, regs; j < edge; j += regs * LANES) {
+              NAME(lanes) sum[ROWS][REGS];
+              regs = NAME(tile_above)(length - k < piece ? length - k : piece, a + k * pitch + i,
+                                      b + k * pitch + j, pitch, j, edge, sum);
+              for (int r = 0; r < ROWS; r++)
+                for (int c = 0; c < regs * LANES; c++)
+                  whole[i + r][j + c] += (double)((const float *)sum[r])[c];
+            }
+        for (int64_t i = 0; unit && I == J && i < high; i++) whole[i][i] -= 1;
+      }
+      for (int64_t i = 0; i < high; i += ROWS)
+        for (int64_t j = I == J ? i / LANES * LANES : 0, regs; j < edge; j += regs * LANES) {
+          NAME(lanes) sum[ROWS][REGS];
+          if (length > piece) {
+            regs = j + REGS * LANES <= edge ? REGS : 1;
+            for (int r = 0; r < ROWS; r++)
+              for (int c = 0; c < regs * LANES; c++)
+                ((float *)sum[r])[c] = (float)whole[i + r][j + c];
+          } else {
+            regs = NAME(tile_above)(length, a + i, b + j, pitch, j, edge, sum);
+            for (int64_t r = 0; unit && I == J && j <= i && r < ROWS && i + r < high; r++)
+              sum[r][0] -= *(const NAME(loose) *)(one + LANES - 1 - (i + r - j));
+          }
+          total += NAME(store)(out, padded, I, J, i, j, (int)regs, sum);
+        }
+    }
+  return total;
+}
+
+#ifndef PAIRS
 /* out = xᵀ y + yᵀ x in panels. */
 TARGET static NOINLINE void NAME(between)(const float *x, const float *y, int64_t length,
                                           int64_t side, float *out) {
   const int64_t panels = (side + WIDTH - 1) / WIDTH, padded = panels * WIDTH;
   for (int64_t J = 0; J < panels; J++)
     for (int64_t I = 0; I <= J; I++)
-      for (int64_t i = 0; i < WIDTH && I * WIDTH + i < side; i += ROWS)
-        for (int64_t j = 0; j < WIDTH && J * WIDTH + j < side; j += REGS * LANES) {
+      for (int64_t i = 0; i < WIDTH && I * WIDTH + i < side; i += ROWS) {
+        const int64_t edge = NAME(edge)(side - J * WIDTH);
+        for (int64_t j = I == J ? i / LANES * LANES : 0, regs; j < edge; j += regs * LANES) {
           const int64_t a = I * length * WIDTH + i, b = J * length * WIDTH + j;
           NAME(lanes) one[ROWS][REGS], other[ROWS][REGS];
-          float result[ROWS][REGS * LANES];
-          NAME(tile)(length, x + a, 1, WIDTH, y + b, one);
-          NAME(tile)(length, y + a, 1, WIDTH, x + b, other);
+          NAME(tile_above)(length, x + a, y + b, WIDTH, j, edge, one);
+          regs = NAME(tile_above)(length, y + a, x + b, WIDTH, j, edge, other);
           for (int r = 0; r < ROWS; r++)
             for (int c = 0; c < REGS; c++) one[r][c] += other[r][c];
-          memcpy(result, one, sizeof result);
-          NAME(store)(out, padded, I, J, i, j, result);
+          NAME(store)(out, padded, I, J, i, j, (int)regs, one);
         }
+      }
 }
 
 /* c += sum, for the rows and columns of the tile that the matrix has. */
@@ -140,7 +203,7 @@ TARGET static NOINLINE void NAME(apply_tall)(const float *w, float *to, int64_t 
       for (int64_t j = 0; j < WIDTH && J * WIDTH + j < k; j += REGS * LANES)
         for (int64_t r = 0; r < high; r += ROWS) {
           NAME(lanes) sum[ROWS][REGS];
-          NAME(tile)(k, rows + r * pitch, pitch, 1, p + J * padded * WIDTH + j, sum);
+          NAME(tile)(k, rows + r * pitch, pitch, 1, p + J * padded * WIDTH + j, WIDTH, REGS, sum);
           NAME(add)(to + (first + r) * k + J * WIDTH + j, k, high - r, k - J * WIDTH - j, sum);
         }
   }
@@ -159,7 +222,7 @@ TARGET static NOINLINE void NAME(apply_wide)(const float *w, float *to, int64_t 
       for (int64_t j = 0; j < wide; j += REGS * LANES) {
         NAME(lanes) sum[ROWS][REGS];
         const float *a = p + r / WIDTH * padded * WIDTH + r % WIDTH;
-        NAME(tile)(n, a, 1, WIDTH, columns + j, sum);
+        NAME(tile)(n, a, 1, WIDTH, columns + j, WIDTH, REGS, sum);
         NAME(add)(to + r * k + first + j, k, n - r, wide - j, sum);
       }
   }
@@ -192,3 +255,4 @@ TARGET static NOINLINE double NAME(glance)(const float *x, int64_t length, int64
   }
   return total;
 }
+#endif

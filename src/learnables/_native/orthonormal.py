@@ -10,7 +10,7 @@ from torch import Tensor
 
 from learnables._native import load
 
-AVX512, AVX2, BASELINE = 2, 1, 0
+AVX512_BF16, AVX512, AVX2, BASELINE = 3, 2, 1, 0
 FAR = 4
 """Code of a matrix that was left alone, because it needs a decomposition."""
 LARGEST = 1 << 21
@@ -38,7 +38,7 @@ def run_(
     attainable: float,
     goal: float,
     threads: int,
-    level: int = AVX512,
+    level: int = AVX512_BF16,
 ) -> Tensor:
     """Bring each matrix (last two dimensions) to the nearest with orthonormal columns or rows.
 
@@ -76,7 +76,11 @@ def run_(
 
 
 def to_tangent_(
-    tensors: Sequence[Tensor], gradients: Sequence[Tensor], *, threads: int, level: int = AVX512
+    tensors: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    *,
+    threads: int,
+    level: int = AVX512_BF16,
 ) -> None:
     """Take the part across the set out of each gradient: ``G − W sym(WᵀG)``, in place.
 
