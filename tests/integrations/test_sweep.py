@@ -30,6 +30,11 @@ def test_timm_decays_what_it_lists_nowhere_and_we_do_not():
     theirs = {f"{d.owner}.{d.local_name}" for d in seen.decay if d.decayed_by == "theirs"}
     assert theirs >= {"XCA.temperature", "Attention.rel_pos_h", "Attention.rel_pos_w"}
     assert "XCA.temperature (scale): 12 in xcit_nano_12_p8_224" in str(seen)
+    line, *_ = [line for line in str(seen).splitlines() if line.startswith("    xcit_nano_12")]
+    mine = [d for d in seen.decay if d.decayed_by == "theirs" and "xcit_nano_12_p8_224" in d.models]
+    total = sum(d.in_each["xcit_nano_12_p8_224"] for d in mine)
+    assert line.startswith(f"    xcit_nano_12_p8_224: {total} (12 XCA.temperature")
+    assert all(sum(d.in_each.values()) == d.parameters for d in seen.decay)
 
 
 def test_the_trainers_rule_decays_the_class_token():

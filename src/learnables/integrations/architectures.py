@@ -13,7 +13,7 @@ from typing import Protocol, final
 import torch
 from torch import nn
 
-from learnables.errors import SelectionError, need_extra
+from learnables.errors import LearnablesError, SelectionError, need_extra
 
 _SMALL = ("tiny", "nano", "pico", "atto", "_s", "small", "xs")
 
@@ -51,6 +51,12 @@ class Timm:
             import timm
         except ImportError as error:
             raise need_extra("timm", "timm", "learnables sweep timm") from error
+        except RuntimeError as error:  # of a torchvision built for another torch
+            raise LearnablesError(
+                "timm cannot be imported",
+                found=str(error),
+                wanted="a torchvision that was built for the torch that is installed",
+            ) from error
         self._timm = timm
 
     def architectures(self, patterns: Sequence[str] = ()) -> Iterator[Architecture]:

@@ -38,6 +38,7 @@ class Disagreement:
         models: Architectures that have it.
         parameters: How many there are in all of them.
         example: One of them, with its shape.
+        in_each: Architecture → how many there are in it.
     """
 
     owner: str
@@ -47,6 +48,7 @@ class Disagreement:
     models: tuple[str, ...]
     parameters: int
     example: str
+    in_each: dict[str, int]
 
 
 @final
@@ -145,7 +147,7 @@ def sweep(
         seen.seconds_building += built - began
         seen.seconds_auditing += time.perf_counter() - built
     seen.decay = [
-        Disagreement(*key, tuple(dict.fromkeys(m for m, _ in rows)), len(rows), rows[0][1])
+        Disagreement(*key, tuple(each := Counter(m for m, _ in rows)), len(rows), rows[0][1], each)
         for key, rows in sorted(differing.items(), key=lambda item: (item[0][3], -len(item[1])))
     ]
     return seen
@@ -194,6 +196,24 @@ def _page(seen: Sweep) -> Iterator[str]:
             some = ", ".join(row.models[:_SHOWN]) + (" …" if len(row.models) > _SHOWN else "")
             line = f"  {row.owner}.{row.local_name} ({row.kind}): {row.parameters} in {some}"
             yield visible(line)
+        yield from _by_architecture(rows)
+
+
+def _by_architecture(rows: Sequence[Disagreement]) -> Iterator[str]:
+    """One line each: how many, and which most."""
+    yield "  by architecture:"
+    for name in sorted({name for row in rows for name in row.in_each}):
+        here = sorted(
+            (
+                (row.in_each[name], f"{row.owner}.{row.local_name}")
+                for row in rows
+                if name in row.models
+            ),
+            key=lambda one: (-one[0], one[1]),
+        )
+        some = ", ".join(f"{count} {what}" for count, what in here[:_SHOWN])
+        more = f", and of {len(here) - _SHOWN} more kinds" if len(here) > _SHOWN else ""
+        yield visible(f"    {name}: {sum(count for count, _ in here)} ({some}{more})")
 
 
 def run_sweep(
