@@ -1,7 +1,6 @@
 """Prompts in the pretrained DINOv2 beside linear probes of the same pictures: accuracy.
 
     .venv-integrations/bin/python benchmarks/prompts.py --seed 0        # 3 minutes on one core
-    .venv-integrations/bin/python benchmarks/prompts.py --seed 0 --pictures one
     .venv-integrations/bin/python benchmarks/prompts.py --seed 0 --probes   # half a minute
     python benchmarks/prompts.py --table     # write the table into the pages, draw the curves
 
@@ -30,10 +29,10 @@ sys.path.insert(0, str(ROOT / "examples" / "pretrained"))
 # --- measuring -----------------------------------------------------------------------------------
 
 
-def prompts(seed: int, pictures: str) -> dict[str, Any]:
+def prompts(seed: int) -> dict[str, Any]:
     import prompts_in_dinov2
 
-    return prompts_in_dinov2.main(["--bf16", "--seed", str(seed), "--pictures", pictures])
+    return prompts_in_dinov2.main(["--bf16", "--seed", str(seed)])
 
 
 def probes(seed: int, size: int = 56, train: int = 1000, test: int = 600) -> dict[str, float]:
@@ -94,18 +93,8 @@ VALUES = {  # trained: the head, and what is put in
     "upper left tokens": 15_370,
 }
 HEADS = {
-    "en": (
-        "head",
-        "values trained",
-        "four garments: mean of {n} seeds (range)",
-        "one garment: mean of {m} seed(s)",
-    ),
-    "zh": (
-        "分类头",
-        "训练的值",
-        "四件衣物：{n} 个种子的均值（范围）",
-        "一件衣物：{m} 个种子的均值",
-    ),
+    "en": ("head", "values trained", "accuracy, mean of {n} seeds", "each seed"),
+    "zh": ("分类头", "训练的值", "准确率，{n} 个种子的均值", "各个种子"),
 }
 
 
@@ -120,15 +109,14 @@ def runs(kind: str) -> list[dict[str, Any]]:
 
 
 def table(language: str) -> str:
-    four, one, wide = runs("four"), runs("one"), runs("probes")
-    head = [text.format(n=len(four), m=len(one)) for text in HEADS[language]]
+    four, wide = runs("four"), runs("probes")
+    head = [text.format(n=len(four)) for text in HEADS[language]]
     lines = [bar(head), bar(["---"] * len(head))]
     for key, names in ROWS.items():
         found = [run[key] for run in (four if key in four[0] else wide)]
-        single = f"{mean(run[key] for run in one):.1%}" if key in one[0] else "–"
-        spread = f"{mean(found):.1%} ({min(found):.1%} – {max(found):.1%})"
+        each = " · ".join(f"{100 * share:.1f}" for share in found)
         name = names[language == "zh"]
-        lines.append(bar([name, f"{VALUES[key]:,}", spread, single]).replace("%", " %"))
+        lines.append(bar([name, f"{VALUES[key]:,}", f"{100 * mean(found):.1f} %", f"{each} %"]))
     seconds = mean(run["seconds"][0] for run in four), mean(run["seconds"][-1] for run in four)
     note = {
         "en": "CPU seconds to the end of the probe {:.0f}, of the prompts {:.0f}",
@@ -146,28 +134,28 @@ WIDTH, HEIGHT = 720, 340
 LEFT, RIGHT, TOP, BOTTOM = 56, 470, 24, 292  # of the axes; names stand right of them
 STYLE = """
   text { font: 13px system-ui, "Noto Sans SC", sans-serif; fill: #3d444d }
-  .line { fill: none; stroke-width: 2.5 } .band { opacity: .18 }
+  .line { fill: none; stroke-width: 2.5 } .seed { stroke-width: 1; opacity: .6 }
   .grid { stroke: #8886; stroke-width: 1 } .far { stroke-dasharray: 6 5 }
-  .p { stroke: #0969da } .p.band { fill: #0969da; stroke: none } text.p { fill: #0969da }
-  .a { stroke: #bc4c00 } .a.band { fill: #bc4c00; stroke: none } text.a { fill: #bc4c00 }
-  .t { stroke: #6e7781 } text.p, text.a { stroke: none }
+  .p { stroke: #0969da } text.p { fill: #0969da; stroke: none }
+  .a { stroke: #bc4c00 } text.a { fill: #bc4c00; stroke: none }
+  .t { stroke: #6e7781 }
   @media (prefers-color-scheme: dark) {
     text { fill: #d1d7e0 }
-    .p { stroke: #58a6ff } .p.band, text.p { fill: #58a6ff }
-    .a { stroke: #f0883e } .a.band, text.a { fill: #f0883e }
+    .p { stroke: #58a6ff } text.p { fill: #58a6ff }
+    .a { stroke: #f0883e } text.a { fill: #f0883e }
     .t { stroke: #9198a1 }
   }
 """
 SAID = {
     "en": (
-        "accuracy, {n} seeds: mean and range",
+        "accuracy: {n} seeds (thin) and their mean",
         "passes over 1000 pictures of four garments",
         "head and 16 prompts",
         "head alone, the same steps",
         "probe that is told where to look",
     ),
     "zh": (
-        "准确率，{n} 个种子：均值与范围",
+        "准确率：{n} 个种子（细线）及其均值",
         "遍历 1000 张四件衣物图片的次数",
         "分类头与 16 个提示",
         "只训练分类头，步数相同",
@@ -181,8 +169,9 @@ def drawing(language: str) -> str:
     four, wide = runs("four"), runs("probes")
     title, below, with_prompts, alone, told = SAID[language]
     passes = len(four[0]["curve"]) - 1
-    top = 0.1 * (1 + int(10 * max(max(run["upper left tokens"] for run in wide), 0.5)))
-    low = 0.1 * int(10 * min(min(run["curve alone"]) for run in four))
+    shown = [share for run in four for share in (*run["curve"], *run["curve alone"])]
+    shown += [run["upper left tokens"] for run in wide]
+    low, top = int(10 * min(shown)) / 10, (1 + int(10 * max(shown))) / 10
 
     def x(done: float) -> float:
         return round(LEFT + (RIGHT - LEFT) * done / passes, 1)
@@ -190,8 +179,8 @@ def drawing(language: str) -> str:
     def y(share: float) -> float:
         return round(BOTTOM - (BOTTOM - TOP) * (share - low) / (top - low), 1)
 
-    def points(shares: Sequence[float]) -> list[str]:
-        return [f"{x(done)},{y(share)}" for done, share in enumerate(shares)]
+    def points(shares: Sequence[float]) -> str:
+        return " ".join(f"{x(done)},{y(share)}" for done, share in enumerate(shares))
 
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
@@ -214,12 +203,11 @@ def drawing(language: str) -> str:
     ]
     for kind, key, name in (("p", "curve", with_prompts), ("a", "curve alone", alone)):
         columns = list(zip(*(run[key] for run in four), strict=True))
-        upper, lower = points([max(c) for c in columns]), points([min(c) for c in columns])
-        middle = points([mean(c) for c in columns])
+        for run in four:
+            lines.append(f'<polyline class="line seed {kind}" points="{points(run[key])}"/>')
         end = y(mean(columns[-1]))
         lines += [
-            f'<polygon class="band {kind}" points="{" ".join([*upper, *lower[::-1]])}"/>',
-            f'<polyline class="line {kind}" points="{" ".join(middle)}"/>',
+            f'<polyline class="line {kind}" points="{points([mean(c) for c in columns])}"/>',
             f'<text class="{kind}" x="{RIGHT + 8}" y="{end + 4}">{name}</text>',
         ]
     return "\n".join([*lines, "</svg>", ""])
@@ -239,7 +227,6 @@ def picture(language: str) -> Path:
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--pictures", choices=("four", "one"), default="four")
     parser.add_argument("--probes", action="store_true", help="of more than the class token")
     parser.add_argument("--table", action="store_true", help="write the pages and the curves")
     wanted = parser.parse_args()
@@ -249,8 +236,8 @@ def main() -> int:
         return 0
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    kind = "probes" if wanted.probes else wanted.pictures
-    found = probes(wanted.seed) if wanted.probes else prompts(wanted.seed, wanted.pictures)
+    kind, measure = ("probes", probes) if wanted.probes else ("four", prompts)
+    found = measure(wanted.seed)
     print(save_part("prompts", f"{kind} {wanted.seed}", [found]))
     return 0
 

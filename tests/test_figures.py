@@ -4,6 +4,7 @@ import importlib
 import json
 import sys
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -13,6 +14,7 @@ TABLES = [
     ("dynamic", "dynamic"),
     ("rigl", "sparse"),
     ("graft", "grafting"),
+    ("prompts", "grafting"),
 ]  # script, page
 
 
@@ -38,6 +40,16 @@ def test_a_page_prints_what_its_file_says(script, page, language, benchmark) -> 
     assert [line.strip() for line in printed.split("\n") if line.strip()] == [
         line.strip() for line in table.split("\n") if line.strip()
     ]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_curve_of_prompts_is_drawn_from_its_file(language, benchmark) -> None:
+    script = benchmark("prompts")
+    drawn = script.picture(language).read_text(encoding="utf-8")
+    assert drawn == script.drawing(language)
+    page = (ROOT / "docs" / language / "grafting.md").read_text(encoding="utf-8")
+    assert f"]({script.picture(language).name})" in page
+    ET.fromstring(drawn)
 
 
 def test_a_part_that_is_measured_anew_leaves_the_others(benchmark, monkeypatch, tmp_path) -> None:
