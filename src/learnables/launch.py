@@ -399,8 +399,8 @@ def shard_(
         _require(there, "the model has no such method", method, "a method of the model")
     require_sendable(model, "fsdp2")
     whole = units_of(model, units)
-    make_ready_(model)
     whole = [*islands_of(model, whole), *whole]
+    make_ready_(model)
     if mesh is None:
         mesh = init_device_mesh(_device_type(model), (torch.distributed.get_world_size(),))
     parts = mesh.shape[-1]
