@@ -360,7 +360,8 @@
   function matrix(box, picture) {
     const values = figures[picture.data], [height, width] = picture.shape;
     const span = picture.high - picture.low || 1;
-    const size = Math.max(2, Math.min(22, Math.floor(340 / Math.max(width, height))));
+    const side = Math.max(width, height), room = side > 32 ? 200 : 340; // many cells: a texture, nothing to read
+    const size = Math.max(2, Math.min(22, Math.floor(room / side)));
     const signed = picture.low < 0 && picture.high > 0, most = Math.max(-picture.low, picture.high) || 1;
     const exact = (v) => (picture.exact ? v : picture.low + (v / 255) * span);
     const code = (x, y) => { const v = exact(values[y * width + x]); return signed ? Math.round(127.5 + (v / most) * 127.5) : Math.round(((v - picture.low) / span) * 255); };
