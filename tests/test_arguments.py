@@ -130,6 +130,17 @@ def test_a_name_that_is_no_text_is_refused(wrong: object, tmp_path: Path) -> Non
         call(ln.untie, tmp_path, target=wrong)
 
 
+@pytest.mark.parametrize("argument", ["lr", "weight_decay"])
+def test_a_number_that_a_file_gave_as_text_is_refused_with_its_mend(
+    argument: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ArgumentError, match=f"{argument} is no number") as error:
+        call(ln.param_groups, tmp_path, **{argument: "1e-3"})
+    mended = eval(error.value.mend.partition("=")[2])
+    call(ln.param_groups, tmp_path, **{argument: mended})
+    call(ln.param_groups, tmp_path, lr=torch.tensor(1e-3))
+
+
 @pytest.mark.parametrize("function", [ln.inventory, ln.param_groups, ln.attach, ln.save_checkpoint])
 def test_a_lazy_model_is_told_to_see_a_batch_first(
     function: Callable[..., Any], tmp_path: Path

@@ -1,8 +1,9 @@
 """What a caller handed over is what was asked for; said before anything is done with it."""
 
 from collections.abc import Iterable
+from numbers import Real
 
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables.errors import ArgumentError
@@ -34,6 +35,23 @@ def require_text(value: object, name: str) -> None:
     if not isinstance(value, str):
         raise ArgumentError(
             f"{name} is no text", where=name, found=describe(value), wanted="a name, as a str"
+        )
+
+
+def require_number(value: object, name: str) -> None:
+    """Refuse what is no number; YAML, for one, reads ``1e-3`` as text.
+
+    Raises:
+        ArgumentError: It is neither a real number nor a tensor of one; the argument is named.
+    """
+    is_one = isinstance(value, Tensor) and value.numel() == 1
+    if not is_one and not isinstance(value, Real):
+        raise ArgumentError(
+            f"{name} is no number",
+            where=name,
+            found=describe(value),
+            wanted="a float",
+            mend=f"{name}=float({value!r})" if isinstance(value, str) else "",
         )
 
 

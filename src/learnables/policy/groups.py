@@ -5,6 +5,7 @@ from typing import Any, Literal, overload
 
 from torch import nn
 
+from learnables.arguments import require_number
 from learnables.errors import PolicyError, SelectionError
 from learnables.policy.depth import depths
 from learnables.policy.kinds import is_hidden_matrix
@@ -68,6 +69,7 @@ def param_groups(
         ``decay_toward_init``; `ln.attach` carries it out.
 
     Raises:
+        ArgumentError: ``model`` is no module, or ``lr`` or ``weight_decay`` no number.
         SelectionError: Nothing is trainable, or a selector of ``policy`` picks nothing.
         PolicyError: Declarations disagree, an ``lr_scale`` or a ``layer_decay`` has no ``lr`` to
             scale, or ``layer_decay`` is not between 0 and 1 or finds no stacked blocks.
@@ -79,6 +81,9 @@ def param_groups(
         decay 0.05 ['0.weight']
         no decay 0.0 ['0.bias', '1.weight', '1.bias']
     """
+    if lr is not None:
+        require_number(lr, "lr")
+    require_number(weight_decay, "weight_decay")
     plans = [plan for plan in resolve(model, policy) if plan.entry.trainable]
     if not plans:
         raise SelectionError(
