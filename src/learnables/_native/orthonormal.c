@@ -4,7 +4,8 @@
  *
  * One matrix at a time, while it is in the cache: the Gram matrix, its square where the step was
  * large, the sum of both applied. Nothing is stacked and nothing copied back. The arithmetic is in
- * orthonormal.h, compiled for each instruction set that is worth it and chosen when it runs.
+ * orthonormal.h, compiled for each instruction set that is worth it and chosen when it runs; the
+ * square, a small term, is taken in bfloat16 where the processor multiplies that (orthonormal_bf16.h).
  *
  * A matrix is the work of one thread: the result does not depend on their number. Threads live for
  * one call: no pool, nothing to break at fork, no second OpenMP runtime beside torch's. */
@@ -217,8 +218,9 @@ static enum code bring(const work *job, float *w, float *scratch) {
       if (padded > side) /* the product reads whole rows */
         for (int64_t J = 0; J < padded / WIDTH; J++)
           memset(e + (J * padded + side) * WIDTH, 0, (size_t)((padded - side) * WIDTH) * sizeof *e);
-      const double p4 = run->square ? run->square(e, padded, side, x, s)
-                                    : run->symmetric(e, padded * WIDTH, WIDTH, padded, side, 0, INT64_MAX, s);
+      const double p4 =
+          run->square ? run->square(e, padded, side, x, s)
+                      : run->symmetric(e, padded * WIDTH, WIDTH, padded, side, 0, INT64_MAX, s);
       const double a = p4 / p2, rounded = run->square ? 0.75 * ROUNDED * sqrt(p4) : 0;
       left = bound(p2, p4, (double)side) + rounded;
       if (left > job->goal && left <= 4 * job->goal && side >= 32)
