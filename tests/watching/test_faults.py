@@ -231,6 +231,17 @@ def test_a_folder_that_vanishes_ends_the_watch_only(tmp_path):
     assert_equal(found)
 
 
+def test_numbers_that_wait_for_a_folder_that_vanished_end_the_watch_only(tmp_path):
+    model, optimizer = make()
+    watcher = ln.watch(model, optimizer, every=1000, to=tmp_path / "run", budget=None)
+    watcher._store._written = math.inf  # numbers wait for the end
+    watcher.log_scalars(1, {"loss": 1.0})
+    shutil.rmtree(tmp_path / "run")
+    with pytest.warns(LearnablesWarning, match="moved or deleted"):
+        watcher.close()
+    assert isinstance(watcher.failed, RunError)
+
+
 def test_a_locked_database_ends_the_watch_only(tmp_path):
     model, optimizer = make()
     watcher = ln.watch(model, optimizer, every=1, to=tmp_path, budget=None)

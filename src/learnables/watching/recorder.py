@@ -287,7 +287,8 @@ class Watcher:
             if self._handles and self._writes:
                 self._tell_last_overflows()
                 self._say_how_it_went()
-        self._let_go()
+        with self._failing_open():  # what waits is written now, and a sink may write as it closes
+            self._let_go()
         for optimizer in self._optimizers:
             self._remove_after(optimizer)
         retired, self._retired = self._retired, []
