@@ -275,7 +275,7 @@ ENGLISH = {
     "where": (
         "The whole recipe on the digits, {steps} steps by each in {pairs} rounds of turns, with "
         "nobody in between; {cpu}, {threads} thread, torch {torch}, {date}. The recipe asks for a "
-        "look every {asked_every} steps and allows {budget:.0%}; by the governor's own account it "
+        "look every {asked_every} steps and allows {budget:.2%}; by the governor's own account it "
         "took {governors_own_account:.2%}."
     ),
 }
@@ -295,7 +295,7 @@ CHINESE = {
     NOISE: "仍不观测：即噪声",
     "where": (
         "完整的示例训练（digits），各 {steps} 步，分 {pairs} 轮交替进行；{cpu}，{threads} 线程，"
-        "torch {torch}，{date}。示例要求每 {asked_every} 步观测一次，允许占用 {budget:.0%}；"
+        "torch {torch}，{date}。示例要求每 {asked_every} 步观测一次，允许占用 {budget:.2%}；"
         "调速器自己的账上用了 {governors_own_account:.2%}。"
     ),
 }
