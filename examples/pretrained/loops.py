@@ -91,6 +91,7 @@ def plain(
     epochs: int,
     batch: int,
     policy: Any = None,
+    warmup: int = 0,
     bf16: bool = False,
     after_epoch: After = lambda: None,
 ) -> None:
@@ -99,7 +100,9 @@ def plain(
     optimizer = torch.optim.AdamW(ln.param_groups(task, lr=lr, weight_decay=0.01, policy=policy))
     ln.attach(task, optimizer)
     steps = epochs * len(loader)
-    cosine = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: half_cosine(step / steps))
+    cosine = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: half_cosine(step, steps, warmup)
+    )
     task.train()
     with ln.observe(task, optimizer) as seen:
         for epoch in range(epochs):
@@ -115,8 +118,11 @@ def plain(
     seen.report.raise_for_errors()
 
 
-def half_cosine(done: float) -> float:
-    """From 1 at 0 to 0 at 1."""
+def half_cosine(step: int, steps: int, warmup: int) -> float:
+    """Share of the rate: a straight rise over ``warmup`` steps, then from 1 to 0 at the end."""
+    if step < warmup:
+        return step / warmup
+    done = (step - warmup) / (steps - warmup)
     return 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -131,6 +137,7 @@ def lightning(
     epochs: int,
     batch: int,
     policy: Any = None,
+    warmup: int = 0,
     bf16: bool = False,
     after_epoch: After = lambda: None,
 ) -> None:
@@ -153,7 +160,7 @@ def lightning(
             )
             steps = self.trainer.estimated_stepping_batches
             cosine = torch.optim.lr_scheduler.LambdaLR(
-                optimizer, lambda step: half_cosine(step / steps)
+                optimizer, lambda step: half_cosine(step, steps, warmup)
             )
             return {
                 "optimizer": optimizer,
@@ -187,6 +194,7 @@ def transformers(
     epochs: int,
     batch: int,
     policy: Any = None,
+    warmup: int = 0,
     bf16: bool = False,
     after_epoch: After = lambda: None,
 ) -> None:
@@ -208,6 +216,7 @@ def transformers(
         learning_rate=lr,
         weight_decay=0.01,
         lr_scheduler_type="cosine",
+        warmup_steps=warmup,
         num_train_epochs=epochs,
         per_device_train_batch_size=batch,
         optim="adamw_torch",
