@@ -1,7 +1,9 @@
 """Run every Python block of the Markdown pages; give doctests the names that readers expect."""
 
+import contextlib
 import os
 import tempfile
+import unittest
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +22,7 @@ _NAMES = {"torch": torch, "nn": nn, "ln": learnables}
 def _enter_page(namespace: dict[str, object]) -> None:
     """What a page writes goes into a folder of its own."""
     torch.manual_seed(0)
-    namespace.update(_NAMES, _home=Path.cwd(), _folder=tempfile.TemporaryDirectory())
+    namespace.update(_NAMES, _home=Path.cwd(), _folder=tempfile.TemporaryDirectory(), _ran=set())
     os.chdir(namespace["_folder"].name)
 
 
@@ -36,6 +38,22 @@ pytest_collect_file = Sybil(
     setup=_enter_page,
     teardown=_leave_page,
 ).pytest()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_call(item: pytest.Item) -> None:
+    """Blocks of a page build on those above them, which another process may have been given."""
+    if not hasattr(item, "example"):
+        return
+    ran = item.example.namespace["_ran"]
+    for above in item.session.items:
+        if above is item:
+            break
+        if above.parent is item.parent and above.nodeid not in ran:
+            ran.add(above.nodeid)
+            with contextlib.suppress(unittest.SkipTest, pytest.skip.Exception):
+                above.example.evaluate()
+    ran.add(item.nodeid)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
