@@ -91,3 +91,16 @@ def test_what_is_said_of_a_checkpoint_does_not_hide_the_numbers_of_its_step(tmp_
 def test_a_folder_without_a_run_is_an_error(tmp_path):
     with pytest.raises(RunError, match="holds no run"):
         Run(tmp_path)
+
+
+def test_a_run_lasts_until_what_it_wrote_last_of_whatever_kind(tmp_path, monkeypatch):
+    now = 1000.0
+    monkeypatch.setattr("learnables.watching.store.time.time", lambda: now)
+    store = Store(tmp_path)
+    now += 20.0
+    store.add_artifact(1, "audit", "document", b"{}")
+    assert Run(tmp_path).seconds == 20.0
+    now += 5.0
+    store.add_scalars(9, {"loss": 1.0})
+    store.close()
+    assert Run(tmp_path).seconds == 25.0

@@ -188,10 +188,9 @@ def _mark_rows(page: Content) -> None:
 
 def _add_facts(page: Content, run: Run) -> None:
     started = float(run.meta.get("started", 0.0))
-    last = max((o.time for o in run.observations), default=started)
     page.facts = [
         ("started", time.strftime("%Y-%m-%d %H:%M", time.localtime(started))),
-        ("ran for", _duration(last - started)),
+        ("ran for", _duration(run.seconds)),
         ("steps", f"{run.steps:,}".replace(",", " ")),
         ("parameters", f"{len(run.parameters)} ({_count(sum(p.numel for p in run.parameters))})"),
         ("looks", str(len(run.observations))),

@@ -147,6 +147,14 @@ class Run:
         seen = max((o.step for o in self.observations), default=0)
         return max(seen, told) if isinstance(told, int) else seen
 
+    @property
+    def seconds(self) -> float:
+        """From when it started to what it wrote last, of whatever kind."""
+        rows = (row for kept in self._tables.values() for _, row in kept)
+        times = [row[2] for row in rows]  # each begins with its number, the step and the time
+        started = float(self.meta.get("started", 0.0))
+        return max((float(t) for t in times if isinstance(t, float)), default=started) - started
+
     def _repr_html_(self) -> str:
         """What is wrong, and one row per parameter, for notebooks."""
         return table(self)
