@@ -147,7 +147,6 @@ def prepare(
     _require_values(model)
     if strategy != "none":
         require_sendable(model, strategy)
-    if strategy != "none":
         device = join(_device_type(model))
         if strategy == "ddp":
             model.to(device)

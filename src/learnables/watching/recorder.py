@@ -322,11 +322,10 @@ class Watcher:
             checks = looks or self.governor.watches(self._counts[id(optimizer)])
             if checks:
                 changed = self._look(optimizer, args, kwargs, looks, begun)
+            else:
+                self._note_overflow(optimizer, consumption(optimizer))
         self._resumed_at = time.perf_counter()
         if not checks:  # what asking whether to look took
-            with self._failing_open(), torch.no_grad():
-                self._note_overflow(optimizer, consumption(optimizer))
-            self._resumed_at = time.perf_counter()
             self.governor.wrote(self._resumed_at - begun)
         self._announce()
         return changed

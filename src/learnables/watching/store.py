@@ -135,10 +135,7 @@ class Store:
         for name, value in values.items():
             number = float(value)
             rows.append((int(step), now, name, None if math.isnan(number) else number))
-        with self._lock:
-            self._held += rows
-        if time.monotonic() - self._written >= _PATIENCE:
-            self.flush()
+        self._append("scalars", rows, patience=_PATIENCE)
 
     def flush(self) -> None:
         """Write the numbers that wait."""
@@ -168,8 +165,10 @@ class Store:
                 self._held = []
                 self._database.close()
 
-    def _append(self, table: str, rows: list[tuple[Value, ...]]) -> None:
+    def _append(self, table: str, rows: list[tuple[Value, ...]], patience: float = 0.0) -> None:
         """Write ``rows``, and the scalars that wait, in one transaction.
+
+        Scalars wait themselves where the last one is not ``patience`` seconds ago.
 
         Raises:
             RunError: They cannot be written; the scalars are not tried again.
@@ -177,8 +176,12 @@ class Store:
         if os.getpid() != self._process:  # a forked worker must not touch the file
             return
         with self._lock:
-            held, self._held = self._held, []
-            new = {"scalars": held, table: rows} if table != "scalars" else {table: held + rows}
+            new = {"scalars": self._held}
+            new[table] = new.get(table, []) + rows
+            if time.monotonic() - self._written < patience:
+                self._held = new["scalars"]
+                return
+            self._held = []
             if not any(new.values()):
                 return
             if _identity(self.path) != self._identity:
