@@ -178,7 +178,7 @@ class Store:
         with self._lock:
             new = {"scalars": self._held}
             new[table] = new.get(table, []) + rows
-            if time.monotonic() - self._written < patience:
+            if patience and time.monotonic() - self._written < patience:
                 self._held = new["scalars"]
                 return
             self._held = []
