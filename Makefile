@@ -4,6 +4,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PYTEST := $(BIN)/python -m pytest -q
+# A test that hangs, even with the GIL held, is named with the lines it stands at, and its process ended.
+HANGS  := -o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check docs bench bench-audit test-slow test-integrations clean
@@ -27,7 +29,7 @@ demo: $(READY) ## train a small Vision Transformer on digits: audited, watched, 
 	$(BIN)/learnables train vit --data digits --name demo
 
 test: $(READY) ## every test that is not marked slow
-	$(PYTEST) -n 2 --dist worksteal -m "not slow and not integration"
+	$(PYTEST) -n 2 --dist worksteal $(HANGS) -m "not slow and not integration"
 
 check: $(READY) ## lint, format, types, layers, generated pages
 	$(BIN)/ruff check .

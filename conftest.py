@@ -14,6 +14,7 @@ from sybil.parsers.markdown import PythonCodeBlockParser, SkipParser
 from torch import nn
 
 import learnables
+from learnables._torch import end_process_group
 
 torch.set_num_threads(1)
 _NAMES = {"torch": torch, "nn": nn, "ln": learnables}
@@ -75,4 +76,4 @@ def _no_process_group_is_left_behind() -> Iterator[None]:
     before = torch.distributed.is_initialized()
     yield
     if torch.distributed.is_initialized() and not before:
-        torch.distributed.destroy_process_group()
+        end_process_group()

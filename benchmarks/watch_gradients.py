@@ -32,6 +32,7 @@ from environment import environment, save, write_tables
 from torch import Tensor, nn
 
 import learnables as ln
+from learnables._torch import end_process_group
 from learnables.watching import Run
 
 PRECISIONS = ("fp32", "fp16, scaler, fused", "fp16, scaler", "bf16")
@@ -159,7 +160,7 @@ def _worker(rank: int, world: str, folder: str, port: int) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", rank=rank, world_size=2)
     torch.save(_cells(world, folder), f"{folder}/{world}-{rank}.pt")
-    dist.destroy_process_group()
+    end_process_group()
 
 
 def _cells(world: str, folder: str) -> list[dict[str, Any]]:

@@ -14,6 +14,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 import learnables as ln
+from learnables.launch import leave
 from learnables.runtime.layout_comparison import compare_layouts
 
 
@@ -75,7 +76,7 @@ def main() -> None:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     print("1. Who refuses a column-major Parameter")
     who_refuses_it()
-    dist.destroy_process_group()
+    leave()
     print("\n2. What it gains here")
     what_it_gains()
     print("\n3. What a fused optimizer makes of a slice")

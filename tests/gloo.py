@@ -12,6 +12,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from learnables._torch import end_process_group
+
 
 @contextlib.contextmanager
 def one_process_group() -> Iterator[None]:
@@ -20,7 +22,7 @@ def one_process_group() -> Iterator[None]:
     try:
         yield
     finally:
-        dist.destroy_process_group()
+        end_process_group()
 
 
 def spawn(function: Callable[..., None], ranks: int, *args: Any) -> None:
@@ -42,7 +44,7 @@ def _enter(
     )
     function(rank, *args)
     dist.barrier()  # nobody leaves while another still talks to it
-    dist.destroy_process_group()
+    end_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # gloo's threads abort now and then when the interpreter is taken down under load

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables._torch import is_dtensor, is_uninitialised, let_gloo_rest
+from learnables._torch import end_process_group, is_dtensor, is_uninitialised
 from learnables.auditing.memory import checksum
 from learnables.auditing.report import Report
 from learnables.auditing.run import audit
@@ -238,14 +238,13 @@ def _meet(backend: str) -> None:
 def leave() -> None:
     """Leave the group that `join` or `prepare` made, once all ranks are here; nothing if alone.
 
-    A script calls it last. It waits until gloo's threads rest, which abort the process now and then
-    where Python is taken down before that. Every rank must call; one that failed must not, or it
-    waits for the others, who have left.
+    A script calls it last. It waits until gloo's threads rest, before the group is destroyed and
+    after: without that, torch hangs or aborts now and then on a busy machine. Every rank must call;
+    one that failed must not, or it waits for the others, who have left.
     """
     if _in_group():
         torch.distributed.barrier()
-        torch.distributed.destroy_process_group()
-        let_gloo_rest()
+        end_process_group()
 
 
 def _gpu_of_this_process() -> torch.device:

@@ -190,6 +190,7 @@ RANKS = """\
 import torch, torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from learnables.launch import leave
 
 class Net(nn.Module):
     def __init__(self):
@@ -213,7 +214,7 @@ for i in range(6):
     ddp(torch.randn(8, 4)).square().mean().backward()
     optimizer.step()
 print(f"rank {dist.get_rank()} done\\n", end="", flush=True)
-dist.destroy_process_group()
+leave()
 """
 
 

@@ -11,4 +11,5 @@ export OMP_NUM_THREADS=1
 if (($#)); then
   exec "${pytest[@]}" "$@"
 fi
-exec "${pytest[@]}" -n 2 --dist worksteal -m "integration and not slow" "$here"
+hangs=(-o faulthandler_timeout=300 -o faulthandler_exit_on_timeout=true)
+exec "${pytest[@]}" -n 2 --dist worksteal "${hangs[@]}" -m "integration and not slow" "$here"

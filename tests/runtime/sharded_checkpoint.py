@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import learnables as ln
-from learnables._torch import let_gloo_rest
+from learnables._torch import end_process_group
 
 
 def build(wrap=lambda model: model, seed=0):
@@ -50,9 +50,8 @@ def main(strategy, folder):
         assert torch.equal(*(p.to_local() if hasattr(p, "to_local") else p for p in (a, b)))
     ln.save_checkpoint(folder / "two_after.safetensors", model)
     torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+    end_process_group()
 
 
 if __name__ == "__main__":
     main(sys.argv[1], Path(sys.argv[2]))
-    let_gloo_rest()

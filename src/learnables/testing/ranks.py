@@ -20,7 +20,7 @@ from torch.multiprocessing.spawn import start_processes
 from torch.optim import Optimizer
 
 from learnables import sets
-from learnables._torch import gather, let_gloo_rest
+from learnables._torch import end_process_group, gather
 from learnables.auditing.run import audit
 from learnables.declare import parameter
 from learnables.init import normal, orthogonal
@@ -163,8 +163,7 @@ def _enter(rank: int, folder: str, out: str, strategy: Strategy, size: int, devi
         Path(out, "answers.json").write_text(json.dumps(said), encoding="utf-8")
     if size > 1:
         torch.distributed.barrier()  # nobody leaves while another still talks to it
-        torch.distributed.destroy_process_group()
-    let_gloo_rest()
+        end_process_group()
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)  # gloo's threads may abort an interpreter that is taken down under load

@@ -8,6 +8,8 @@ from torch.nn.parallel import DistributedDataParallel as DDP
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
+from learnables.launch import leave
+
 
 class ToyModel(nn.Module):
     def __init__(self):
@@ -41,7 +43,7 @@ def main():
             optimizer.step()
         if rank == 0:
             print(epoch, f"{loss.item():.4f}")
-    dist.destroy_process_group()
+    leave()
 
 
 if __name__ == "__main__":

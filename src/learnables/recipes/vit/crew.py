@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from learnables._torch import end_process_group
 from learnables.collectives import gather_texts
 from learnables.errors import LearnablesError
 from learnables.launch import join
@@ -69,7 +70,7 @@ def assemble(device: str = "auto") -> Iterator[Crew]:
     try:
         yield Crew(place, rank, size)
     finally:
-        torch.distributed.destroy_process_group()
+        end_process_group()
 
 
 def find_device(name: str, local_rank: int = 0) -> torch.device:
