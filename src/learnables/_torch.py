@@ -359,8 +359,7 @@ def memory_filled_with_nan() -> Iterator[None]:
 
 
 def end_process_group() -> None:
-    """``destroy_process_group`` without its deadlock, and with gloo's threads asleep at the end."""
-    let_gloo_rest()
+    """``destroy_process_group`` with gloo's threads asleep at the end."""
     torch.distributed.destroy_process_group()
     let_gloo_rest()
 
@@ -369,9 +368,10 @@ def let_gloo_rest(seconds: float = 5.0) -> None:
     """Wait until gloo's threads sleep; a process that took part in collectives calls it last.
 
     A thread of gloo drops its last tensors a moment after the collective was reported as done, and
-    takes the GIL for it. Seen with torch 2.13 under load: destroy_process_group waits for that
-    thread with the GIL in its hand, for ever; and where Python is being taken down by then, the
-    thread aborts the process ("terminate called without an active exception").
+    takes the GIL for it. Seen with torch 2.13 under load: where Python is being taken down by then,
+    the thread aborts the process ("terminate called without an active exception"), and
+    destroy_process_group does not join it; and a model of DDP that is dropped behind the group ends
+    it with the GIL in its hand and waits for that thread, for ever.
     """
     tasks = Path("/proc/self/task")
     deadline = time.monotonic() + seconds

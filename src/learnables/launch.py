@@ -238,9 +238,9 @@ def _meet(backend: str) -> None:
 def leave() -> None:
     """Leave the group that `join` or `prepare` made, once all ranks are here; nothing if alone.
 
-    A script calls it last. It waits until gloo's threads rest, before the group is destroyed and
-    after: without that, torch hangs or aborts now and then on a busy machine. Every rank must call;
-    one that failed must not, or it waits for the others, who have left.
+    A script calls it last. It waits until gloo's threads rest: without that, torch hangs or aborts
+    now and then on a busy machine. Every rank must call; one that failed must not, or it waits for
+    the others, who have left.
     """
     if _in_group():
         torch.distributed.barrier()
