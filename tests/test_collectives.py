@@ -1,6 +1,7 @@
 """Rows of DTensors are those of the whole tensor, on every rank, in two collectives."""
 
 from dataclasses import fields
+from functools import partial
 from unittest import mock
 
 import pytest
@@ -8,7 +9,7 @@ import torch
 import torch.distributed as dist
 from tests.gloo import spawn
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -58,10 +59,40 @@ def two_ranks(rank: int) -> None:
     torch.testing.assert_close(without.sum, statistics(whole).sum, rtol=1e-12, atol=0)
     assert_same(copies, statistics(whole))
 
+    every_dtype_and_shape(mesh)
+
     with pytest.raises(LearnablesError, match="partial DTensor"):
         statistics([DTensor.from_local(mine, mesh, [Partial()])])
 
     gradients_of_sharded_and_wrapped_models(rank)
+
+
+def every_dtype_and_shape(mesh: DeviceMesh) -> None:
+    """What statistics reads of a plain tensor it reads of a DTensor, two collectives for all."""
+    torch.manual_seed(0)
+    values = torch.randn(5, 3) * 4
+    whole = [
+        (values.half(), Shard(0)),
+        (values.to(torch.complex64) * (1 - 2j), Shard(1)),
+        (values.to(torch.complex128).conj(), Shard(0)),
+        (values.to(torch.float8_e4m3fn), Shard(0)),
+        (values.long(), Shard(0)),
+        (values > 0, Shard(0)),
+        (torch.zeros(0, 3), Shard(0)),
+        (torch.tensor(-3.0), Replicate()),
+        (values.t(), Shard(0)),  # strided
+        (values[:1], Shard(0)),  # nothing is left for the second rank
+    ]
+    cut = partial(distribute_tensor, device_mesh=mesh, src_data_rank=None)  # sends nothing
+    parts = [cut(x, placements=[placement]) for x, placement in whole]
+    with counting_collectives() as reduced:
+        seen = statistics(parts)
+    assert reduced.call_count == 2
+    assert_same(seen, statistics([x for x, _ in whole]))
+    meta = DTensor.from_local(torch.empty(2, device="meta"), mesh, [Shard(0)], run_check=False)
+    with pytest.raises(LearnablesError, match="meta tensor holds no values") as caught:
+        statistics([values, meta])
+    assert caught.value.where == "tensors[1]"
 
 
 def gradients_of_sharded_and_wrapped_models(rank: int) -> None:

@@ -1,6 +1,7 @@
 """statistics against a slow, obvious twin: a Python loop over float64 numbers."""
 
 import math
+import warnings
 from dataclasses import fields
 from fractions import Fraction
 
@@ -10,16 +11,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tests.kernels import kernel as kernel
 from torch import Tensor
+from torch._subclasses import FakeTensorMode
 
+import learnables as ln
 from learnables._native import statistics as native
 from learnables._native import statistics_torch
-from learnables.errors import LearnablesError
+from learnables.arguments import describe
+from learnables.errors import ArgumentError, LearnablesError
 from learnables.stats import BINS, FORCE, Statistics, backend, bin_edges, magnitudes, statistics
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 EIGHTHS = (torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e4m3fnuz, torch.float8_e5m2fnuz)
 OTHERS = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64, torch.bool)
-COMPLEX = (torch.complex64, torch.complex128)
+OTHERS += (torch.uint16, torch.uint32, torch.uint64)
+COMPLEX = (torch.complex32, torch.complex64, torch.complex128)
 SPECIAL = (0.0, -0.0, math.nan, math.inf, -math.inf, 1.0, -2.0)
 SPECIAL += (1e-45, -1e-40, 1.1754943508222875e-38, 3.4028234663852886e38, -3.3895313892515355e38)
 SPECIAL += (6e-8, 6.1e-5, 65504.0, 1e-320, 1e-60, -1e60, 1.7976931348623157e308, 0.99999999)
@@ -103,11 +108,23 @@ def test_agrees_with_a_loop_over_every_value(dtype: torch.dtype, data: st.DataOb
         assert_row(seen, row, values_of(x))
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
 @pytest.mark.parametrize("dtype", [*OTHERS, *COMPLEX], ids=str)
 def test_integers_booleans_and_complex_numbers_are_read_as_real_numbers(dtype) -> None:
-    x = torch.tensor([0, 1, 2, 3, 100, 0, 7]).to(dtype)
-    x = x * (1 + 2j) if dtype.is_complex else x
+    x = torch.tensor([0, 1, 2, 3, 100, 0, 7])
+    x = (x * (1 + 2j)).to(dtype) if dtype.is_complex else x.to(dtype)
     assert_row(statistics([x]), 0, values_of(x))
+
+
+def test_integers_that_float64_has_not_are_rounded_to_it() -> None:
+    """What the docstring says of int64 beyond 2^53, and that nothing between is lost."""
+    x = torch.tensor([2**53, -(2**53) + 1, 2**53 + 1, 2**63 - 1, 2**24 + 1, 0])
+    assert_row(statistics([x]), 0, [float(v) for v in x.tolist()])
+
+
+def test_powers_of_two_are_counted_as_a_format_without_a_mantissa_has_them() -> None:
+    x = torch.tensor([0.25, 1.0, 2.0**100, torch.nan]).to(torch.float8_e8m0fnu)
+    assert_row(statistics([x]), 0, x.double().tolist())
 
 
 def strided() -> dict[str, Tensor]:
@@ -140,14 +157,93 @@ def test_any_strides_are_read_right(name: str) -> None:
     assert not seen.sum.requires_grad
 
 
-@pytest.mark.filterwarnings("ignore:Sparse CSR tensor support is in beta")
-@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
-def test_stored_values_of_a_sparse_tensor_are_read_and_duplicates_summed() -> None:
+class Subclass(Tensor):
+    """What people make to mark a tensor; its memory is its own."""
+
+
+NAMES = (
+    *("COO, duplicates", "COO with dense rows", "COO of nothing", "COO, complex"),
+    *("COO, bfloat16", "COO, bool", "CSR", "CSC", "CSR, integers", "BSR, whole blocks"),
+    *("BSC, whole blocks", "masked", "nested", "nested and turned", "jagged", "MKL-DNN"),
+    *("a subclass", "a buffer", "made in inference mode"),
+)
+
+
+def layouts() -> dict[str, tuple[Tensor, list[float]]]:
+    """Tensors that are not strided, or no plain Tensor, and the values that they hold."""
+    square = torch.tensor([[0.0, 2.0], [3.0, 0.0]])
     twice = torch.sparse_coo_tensor([[0, 0, 2]], [1.0, 2.0, -5.0], (4,))
-    rows = torch.tensor([[0.0, 2.0], [3.0, 0.0]]).to_sparse_csr()
-    seen = statistics([twice, rows])
-    assert_row(seen, 0, [3.0, -5.0])
-    assert_row(seen, 1, [2.0, 3.0])
+    rows = torch.sparse_coo_tensor([[0, 2]], [[1.0, 2.0], [0.0, torch.inf]], (3, 2))
+    blocks = torch.block_diag(square, torch.zeros(2, 2)).to_sparse_bsr((2, 2))
+    hidden = torch.masked.masked_tensor(torch.arange(3.0), torch.tensor([True, False, True]))
+    parts = [torch.tensor([[1.0, 2.0]]), torch.tensor([[3.0, 4.0], [5.0, 6.0]])]
+    nested = torch.nested.nested_tensor(parts)
+    jagged = torch.nested.nested_tensor(parts, layout=torch.jagged)
+    return {
+        "COO, duplicates": (twice, [3.0, -5.0]),
+        "COO with dense rows": (rows, [1.0, 2.0, 0.0, math.inf]),
+        "COO of nothing": (torch.zeros(3).to_sparse(), []),
+        "COO, complex": ((square * (1 - 2j)).to_sparse(), [2.0, -4.0, 3.0, -6.0]),
+        "COO, bfloat16": (square.bfloat16().to_sparse(), [2.0, 3.0]),
+        "COO, bool": (square.bool().to_sparse(), [1.0, 1.0]),
+        "CSR": (square.to_sparse_csr(), [2.0, 3.0]),
+        "CSC": (square.to_sparse_csc(), [2.0, 3.0]),
+        "CSR, integers": (square.long().to_sparse_csr(), [2.0, 3.0]),
+        "BSR, whole blocks": (blocks, [0.0, 2.0, 3.0, 0.0]),
+        "BSC, whole blocks": (blocks.to_dense().to_sparse_bsc((2, 2)), [0.0, 2.0, 3.0, 0.0]),
+        "masked": (hidden, [0.0, 2.0]),
+        "nested": (nested, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        "nested and turned": (nested.transpose(1, 2), [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        "jagged": (jagged, [1.0, 2.0, 3.0, 4.0, 5.0, 6.0]),
+        "MKL-DNN": (torch.eye(2).to_mkldnn(), [1.0, 0.0, 0.0, 1.0]),
+        "a subclass": (square.as_subclass(Subclass), [0.0, 2.0, 3.0, 0.0]),
+        "a buffer": (torch.nn.Buffer(square), [0.0, 2.0, 3.0, 0.0]),
+        "made in inference mode": (torch.inference_mode()(torch.ones)(2), [1.0, 1.0]),
+    }
+
+
+BETA = [
+    "ignore:Sparse ... tensor support is in beta",
+    "ignore:Sparse invariant checks are implicitly disabled",
+    "ignore:The PyTorch API of MaskedTensors is in prototype",
+    "ignore:The PyTorch API of nested tensors is in prototype",
+]
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.parametrize("name", NAMES)
+def test_the_values_of_any_layout_are_read_right(name: str) -> None:
+    with warnings.catch_warnings():
+        for beta in BETA:
+            warnings.filterwarnings(*beta.split(":"))
+        known = layouts()
+        assert tuple(known) == NAMES
+        x, values = known[name]
+        seen = statistics([torch.ones(2), x, torch.zeros(1)])
+    assert_row(seen, 1, values)
+    assert seen.count.tolist() == [2, len(values), 1]
+    assert type(seen.sum) is Tensor
+
+
+class Refuses(Tensor):
+    """A subclass that has no operations, as packed formats of other libraries have few."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        if func.__name__ in ("isfinite", "aminmax", "to"):
+            raise NotImplementedError(f"no {func.__name__}")
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+def quantised() -> Tensor:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "torch.quantize_per_tensor")
+        return torch.quantize_per_tensor(torch.ones(2), 0.1, 0, torch.qint8)
+
+
+def traced() -> Tensor:
+    with FakeTensorMode():
+        return torch.zeros(2)
 
 
 @pytest.mark.parametrize(
@@ -155,8 +251,15 @@ def test_stored_values_of_a_sparse_tensor_are_read_and_duplicates_summed() -> No
     [
         (None, "only tensors"),
         (1.0, "only tensors"),
+        ([torch.zeros(2)], "only tensors"),
         (torch.zeros(2, device="meta"), "meta tensor"),
+        (torch.nn.UninitializedParameter(), "lazy parameter"),
+        (traced(), "fake tensor"),
         (torch.zeros(2, dtype=torch.uint8).view(torch.float4_e2m1fn_x2), "packs its values"),
+        (torch.zeros(2, dtype=torch.uint8).view(torch.uint4), "packs its values"),
+        (quantised(), "packs its values"),
+        (torch.ones(2).as_subclass(Refuses), r"cannot be read[\s\S]*found: Refuses"),
+        (torch.ones(1 << 16).as_subclass(Refuses), r"cannot be read[\s\S]*found: Refuses"),
     ],
 )
 def test_what_cannot_be_read_is_refused_with_its_place(bad, says: str) -> None:
@@ -164,6 +267,63 @@ def test_what_cannot_be_read_is_refused_with_its_place(bad, says: str) -> None:
         statistics([torch.zeros(2), bad])
     assert caught.value.where == "tensors[1]"
     assert caught.value.mend
+
+
+def under_fake_tensors(x: Tensor) -> Statistics:
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        return statistics([x])
+
+
+@pytest.mark.usefixtures("forced")
+@pytest.mark.parametrize(
+    "call",
+    [
+        torch.vmap(lambda x: statistics([x]).sum),
+        torch.func.grad(lambda x: statistics([x]).sum.sum()),
+        under_fake_tensors,  # the kernel wrote to the address of what has none
+    ],
+    ids=["vmap", "grad", "fake tensors"],
+)
+def test_where_no_tensor_has_values_it_refuses(call) -> None:
+    with pytest.raises(LearnablesError, match="no values to look at here") as caught:
+        call(torch.ones(3, 2))
+    assert caught.value.found
+    assert caught.value.mend
+
+
+@pytest.mark.parametrize("function", [statistics, magnitudes])
+@pytest.mark.parametrize(
+    "wrong", [3, None, {"w": torch.ones(2)}, torch.nn.Linear(2, 1)], ids=describe
+)
+def test_what_is_no_list_of_tensors_is_refused_by_its_name(function, wrong: object) -> None:
+    with pytest.raises(ArgumentError, match="where: tensors") as caught:
+        function(wrong)
+    scope = {"ln": ln, "tensors": wrong, "module": wrong, "tensor": torch.ones(2)}
+    assert len(eval(caught.value.mend, scope)) > 0
+
+
+@pytest.mark.parametrize(
+    ("argument", "wrong"),
+    [("histogram", "no"), ("histogram", 1), ("threads", "2"), ("threads", 2.0), ("threads", True)],
+)
+def test_an_argument_of_another_kind_is_refused_by_its_name(argument, wrong) -> None:
+    with pytest.raises(ArgumentError, match=f"where: {argument}"):
+        statistics([torch.ones(2)], **{argument: wrong})
+
+
+def test_no_thread_is_too_few() -> None:
+    with pytest.raises(LearnablesError, match="threads is at least 1"):
+        statistics([torch.ones(2)], threads=0)
+
+
+@pytest.mark.parametrize("wrong", ["float16", torch.int8, None, torch.complex64], ids=str)
+def test_a_share_is_that_of_a_floating_dtype(wrong) -> None:
+    seen = statistics([torch.ones(2)])
+    for share in (seen.below, seen.above):
+        with pytest.raises(ArgumentError, match="where: dtype"):
+            share(wrong)
+    with pytest.raises(ArgumentError, match="where: other"):
+        seen.merge(wrong)
 
 
 def test_a_lone_tensor_is_one_row() -> None:

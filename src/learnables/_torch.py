@@ -283,7 +283,7 @@ def parts_of(x: Tensor) -> list[Tensor]:
     """The strided tensors that hold the memory of ``x``: itself, its shard, sparse components."""
     x = local(x)
     if x.layout is torch.strided:
-        return [x] if hasattr(x, "untyped_storage") and not _is_fake(x) else []
+        return [x] if hasattr(x, "untyped_storage") and not is_fake(x) else []
     if x.layout is torch.sparse_coo:
         return [x._indices(), x._values()]
     if x.layout in (torch.sparse_csr, torch.sparse_bsr):
@@ -291,7 +291,8 @@ def parts_of(x: Tensor) -> list[Tensor]:
     return []
 
 
-def _is_fake(x: Tensor) -> bool:
+def is_fake(x: Tensor) -> bool:
+    """Whether ``x`` is one of those with which torch traces: a shape and a dtype, no memory."""
     fake = sys.modules.get("torch._subclasses.fake_tensor")
     return fake is not None and isinstance(x, fake.FakeTensor)
 
@@ -512,6 +513,17 @@ def is_watched(tensors: Iterable[Tensor]) -> bool:
         if type(t) not in (Tensor, nn.Parameter) or t.is_meta or _is_batched(t):
             return True
     return False
+
+
+def why_no_values() -> str:
+    """What is going on in which no tensor has a value that can be read; empty where nothing is."""
+    if torch._C._are_functorch_transforms_active():
+        return "a transform of torch.func (vmap, grad, jvp)"
+    if torch._C._len_torch_dispatch_stack():
+        fake = torch._C._TorchDispatchModeKey.FAKE
+        if torch._C._get_dispatch_mode(fake) is not None:
+            return "torch traces with fake tensors"
+    return ""
 
 
 def in_forward_mode() -> bool:

@@ -1,12 +1,14 @@
 """What a caller handed over is what was asked for; said before anything is done with it."""
 
+import os
 from collections.abc import Iterable
-from numbers import Real
+from numbers import Integral, Real
+from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables.errors import ArgumentError
+from learnables.errors import ArgumentError, LearnablesError
 
 
 def require_module(model: object, name: str = "model") -> None:
@@ -55,6 +57,86 @@ def require_number(value: object, name: str) -> None:
         )
 
 
+def require_whole(value: object, name: str, *, least: int) -> int:
+    """``value`` as an int; refuse what is no whole number, and one that is too small.
+
+    Raises:
+        ArgumentError: It is no integer (True and False are none); the argument is named.
+        LearnablesError: It is below ``least``.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ArgumentError(
+            f"{name} is no whole number",
+            where=name,
+            found=describe(value),
+            wanted=f"an int, at least {least}",
+            mend=_towards_an_int(value, name),
+        )
+    if value < least:
+        raise LearnablesError(
+            f"{name} is at least {least}", where=name, found=f"{name}={value}", wanted=f"≥ {least}"
+        )
+    return int(value)
+
+
+def require_flag(value: object, name: str) -> None:
+    """Refuse what is neither True nor False, such as ``"no"``, which Python takes for true.
+
+    Raises:
+        ArgumentError: It is no ``bool``; the message names the argument.
+    """
+    if not isinstance(value, bool):
+        raise ArgumentError(
+            f"{name} is neither True nor False",
+            where=name,
+            found=describe(value),
+            wanted="a bool",
+            mend=f"{name}=True",
+        )
+
+
+def require_path(value: object, name: str, *, wanted: str, mend: str) -> None:
+    """Refuse what names no place in the file system.
+
+    Args:
+        value: What was handed over.
+        name: The argument.
+        wanted: What it takes.
+        mend: What to type.
+
+    Raises:
+        ArgumentError: It is no text and no path, or an empty one; the argument is named.
+    """
+    if isinstance(value, (str, os.PathLike)) and isinstance(os.fspath(value), str) and str(value):
+        return
+    raise ArgumentError(
+        f"{name} is no path", where=name, found=describe(value), wanted=wanted, mend=mend
+    )
+
+
+def require_kind(value: object, name: str, *kinds: type, wanted: str, mend: str) -> None:
+    """Refuse what is of none of ``kinds``.
+
+    Args:
+        value: What was handed over.
+        name: The argument.
+        kinds: The classes that it takes.
+        wanted: What it takes, in words.
+        mend: What to type.
+
+    Raises:
+        ArgumentError: It is of another class; the argument is named.
+    """
+    if not isinstance(value, kinds):
+        raise ArgumentError(
+            f"{name} is of another kind",
+            where=name,
+            found=describe(value),
+            wanted=wanted,
+            mend=mend,
+        )
+
+
 def optimizers_in(optimizer: "Optimizer | Iterable[Optimizer] | None") -> list[Optimizer]:
     """The optimizers of an argument that takes one, several or none.
 
@@ -94,6 +176,14 @@ def describe(value: object) -> str:
 def _is_optimizer(value: object) -> bool:
     # An engine's optimizer need not inherit from torch's; its groups are what we read.
     return isinstance(value, Optimizer) or hasattr(value, "param_groups")
+
+
+def _towards_an_int(value: Any, name: str) -> str:
+    try:
+        whole = int(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        return ""
+    return f"{name}={whole}"
 
 
 def _towards_a_module(value: object) -> str:

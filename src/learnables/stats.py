@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib import import_module
 from types import ModuleType
@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from learnables._native import statistics as native
 from learnables._native import statistics_torch as torch_backend
-from learnables._torch import is_dtensor, local
+from learnables._torch import is_dtensor, is_fake, is_uninitialised, local, why_no_values
+from learnables.arguments import describe, require_flag, require_kind, require_whole
 from learnables.collectives import Share, groups_over, reduce_over, share_of
-from learnables.errors import LearnablesError
+from learnables.errors import ArgumentError, LearnablesError
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
@@ -83,6 +84,7 @@ class Statistics:
         ``sum_of_squares``. The histogram is dropped when one side lacks it.
 
         Raises:
+            ArgumentError: ``other`` is of another kind.
             LearnablesError: The numbers of rows differ.
 
         Example:
@@ -91,6 +93,7 @@ class Statistics:
             >>> both.count.item(), both.sum.item(), both.absmax.item()
             (4, 1.0, 2.0)
         """
+        require_kind(other, "other", Statistics, wanted="Statistics", mend="ln.statistics(tensors)")
         if len(self) != len(other):
             raise LearnablesError(
                 "statistics of different lists of tensors are not merged row by row",
@@ -159,6 +162,7 @@ class Statistics:
             Shape ``(rows,)``, float64; NaN where every value is zero or non-finite.
 
         Raises:
+            ArgumentError: ``dtype`` is no floating dtype.
             LearnablesError: The statistics were taken without a histogram.
 
         Example:
@@ -166,7 +170,7 @@ class Statistics:
             >>> ln.statistics([gradient]).below(torch.float16).item()
             0.333...
         """
-        info = torch.finfo(dtype)
+        info = _range_of(dtype)
         threshold = info.tiny if normal else info.tiny * info.eps / 2
         return self._share(slice(0, max(1, round(math.log2(threshold)) + 127)), "below")
 
@@ -183,9 +187,10 @@ class Statistics:
             Shape ``(rows,)``, float64; NaN where every value is zero or non-finite.
 
         Raises:
+            ArgumentError: ``dtype`` is no floating dtype.
             LearnablesError: The statistics were taken without a histogram.
         """
-        top = math.frexp(torch.finfo(dtype).max)[1]
+        top = math.frexp(_range_of(dtype).max)[1]
         return self._share(slice(min(top + 127, 256), 256), "above")
 
     def _share(self, magnitudes: slice, asked: str) -> Tensor:
@@ -273,6 +278,18 @@ class Statistics:
         return {name: x for name, x in values.items() if x is not None}
 
 
+def _range_of(dtype: torch.dtype) -> torch.finfo:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ArgumentError(
+            "dtype is no floating dtype",
+            where="dtype",
+            found=str(dtype) if isinstance(dtype, torch.dtype) else describe(dtype),
+            wanted="a dtype that values could be cast to, such as torch.float16",
+            mend="dtype=torch.float16",
+        )
+    return torch.finfo(dtype)
+
+
 def bin_edges() -> Tensor:
     """Edges of the magnitude bins: bin ``k`` holds ``edges[k] ≤ |x| < edges[k + 1]``.
 
@@ -294,11 +311,12 @@ def statistics(
     """Count, moments, extrema and a histogram of every tensor, one row each.
 
     Every number is that of the tensor's values as real numbers: integers and booleans are
-    taken as such, complex numbers as their real and imaginary parts, half and quarter
-    precision exactly as they are. Of a sparse tensor the stored values are looked at,
-    duplicates of a coordinate summed first. The row of a DTensor is that of the whole tensor,
-    shards counted once and replicas not again: a collective call, which every rank of its mesh
-    makes with the same list.
+    taken as such (int64 beyond 2^53 rounded to float64), complex numbers as their real and
+    imaginary parts, half and quarter precision exactly as they are. Of a sparse tensor the stored
+    values are looked at, duplicates of a coordinate summed first; of a masked one those that the
+    mask shows; of a nested one those of its parts. The row of a DTensor is that of the whole
+    tensor, shards counted once and replicas not again: a collective call, which every rank of its
+    mesh makes with the same list.
 
     Args:
         tensors: Any tensors: any shape, also empty or 0-dimensional, any strides, any device
@@ -311,8 +329,12 @@ def statistics(
         Rows in the order of ``tensors``, on the device of the first.
 
     Raises:
-        LearnablesError: Something in the list has no values to look at: no tensor, a meta or a
-            packed tensor, a partial DTensor. Or the environment forces a backend that is not there.
+        ArgumentError: ``tensors`` is no tensor and no list, or another argument is of another
+            kind.
+        LearnablesError: Something in the list has no values to look at: no tensor, a meta, fake or
+            lazy tensor, one that packs its values, a partial DTensor. Or it is called where no
+            tensor has any, inside ``torch.func.vmap``. Or the environment forces a backend that is
+            not there.
 
     Example:
         >>> layer = nn.Linear(4, 4)
@@ -384,13 +406,24 @@ def by_kernel(
     """
     if os.environ.get(FORCE) or not native.available()[0] or not all(map(_is_plain, tensors)):
         return None
+    if why_no_values():  # there may be no memory behind a tensor, nor behind the results
+        return None
     return _by_native(tensors, histogram, threads)
 
 
 def _look(
     tensors: Iterable[Tensor] | Tensor, histogram: bool, threads: int | None, *, quick: bool
 ) -> Statistics:
-    listed = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+    listed = _listed(tensors)
+    require_flag(histogram, "histogram")
+    threads = None if threads is None else require_whole(threads, "threads", least=1)
+    if why := why_no_values():
+        raise LearnablesError(
+            "there are no values to look at here",
+            found=why,
+            wanted="a call outside of it",
+            mend="call ln.statistics on what it returns",
+        )
     if not listed:
         return _empty(0, histogram)
     seen = by_kernel(listed, histogram, threads=threads)
@@ -411,13 +444,29 @@ def _look(
             elif name == "triton":
                 parts.append(_assemble(group, *_triton().run(group, histogram)))
             else:
-                parts.append(_assemble(group, *torch_backend.run(group, histogram, quick=quick)))
+                parts.append(_assemble(group, *_by_torch(group, members, histogram, quick)))
         seen = parts[0]
         if len(parts) > 1:
             together = Statistics.cat([part.to(flat[0].device) for part in parts])
             order = torch.tensor([i for members in groups.values() for i in members])
             seen = together[order.argsort()]
         return _across_ranks(seen, shares) if shares else seen
+
+
+def _listed(tensors: Iterable[Tensor] | Tensor) -> list[Tensor]:
+    if isinstance(tensors, Tensor):
+        return [tensors]
+    if isinstance(tensors, Mapping) or not isinstance(tensors, Iterable):
+        mend = "ln.statistics(tensors.values())" if isinstance(tensors, Mapping) else ""
+        mend = "ln.statistics(module.parameters())" if isinstance(tensors, nn.Module) else mend
+        raise ArgumentError(
+            "tensors is no list of tensors",
+            where="tensors",
+            found=describe(tensors),
+            wanted="a torch.Tensor, or several",
+            mend=mend or "ln.statistics([tensor])",
+        )
+    return list(tensors)
 
 
 def _across_ranks(seen: Statistics, shares: dict[int, Share]) -> Statistics:
@@ -554,12 +603,21 @@ def _values(x: Tensor, index: int) -> Tensor:
             wanted="a torch.Tensor",
             mend="leave it out of the list: [p.grad for p in ps if p.grad is not None]",
         )
-    x = x.detach()
-    if x.is_meta:
+    if is_uninitialised(x):
         raise LearnablesError(
-            "a meta tensor holds no values",
+            "a lazy parameter has no values yet",
             where=where,
-            found=f"shape {tuple(x.shape)}, device meta",
+            found=type(x).__name__,
+            wanted="a tensor in memory",
+            mend="model(batch), which gives it its shape",
+        )
+    x = x.detach()
+    if x.is_meta or is_fake(x):
+        kind = "meta" if x.is_meta else "fake"
+        raise LearnablesError(
+            f"a {kind} tensor holds no values",
+            where=where,
+            found=f"shape {tuple(x.shape)}, {'device meta' if x.is_meta else type(x).__name__}",
             wanted="a tensor in memory",
             mend="model.to_empty(device='cpu'), then initialise or load",
         )
@@ -571,20 +629,71 @@ def _values(x: Tensor, index: int) -> Tensor:
             wanted="a floating, integer, boolean or complex dtype",
             mend="dequantise it first: x.dequantize()",
         )
+    try:
+        x = _stored(x)
+        if x.is_complex():
+            x = torch.view_as_real(x.resolve_conj())
+        if x.device.type == "mps":
+            x = x.cpu()  # MPS has no float64 to add up in
+        return _in_memory_order(x.resolve_neg())
+    except _REFUSALS as error:
+        refused = _unreadable(x, where, error)
+        raise refused from error
+
+
+def _stored(x: Tensor) -> Tensor:
+    """The values that ``x`` holds as a strided tensor, in whatever layout it holds them."""
+    if torch.masked.is_masked_tensor(x):
+        return x.get_data()[x.get_mask()]  # type: ignore[no-untyped-call,no-any-return]
+    if x.is_nested:
+        nothing = torch.empty(0, dtype=x.dtype, device=x.device)
+        return torch.cat([nothing, *(part.reshape(-1) for part in x.unbind())])
+    if x.layout is torch.strided:
+        return x
     if x.layout is torch.sparse_coo:
-        x = x.coalesce().values()
-    elif x.layout is not torch.strided:
-        x = x.values()
-    if x.is_complex():
-        x = torch.view_as_real(x.resolve_conj())
-    if x.device.type == "mps":
-        x = x.cpu()  # MPS has no float64 to add up in
-    return _in_memory_order(x.resolve_neg())
+        return x.coalesce().values()
+    return x.to_dense() if x.is_mkldnn else x.values()
+
+
+_REFUSALS = (RuntimeError, TypeError, ValueError)  # of torch; RecursionError is the first too
+
+
+def _unreadable(x: Tensor, where: str, error: Exception) -> LearnablesError:
+    return LearnablesError(
+        "the values of this tensor cannot be read",
+        where=where,
+        found=f"{type(x).__name__}, {x.dtype}: {str(error).partition(chr(10))[0][:160]}",
+        wanted="a tensor whose values are numbers in memory",
+        mend="x.to_dense(), or whatever makes a torch.Tensor of it",
+    )
+
+
+def _by_torch(
+    tensors: Sequence[Tensor], indices: Sequence[int], histogram: bool, quick: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What torch's own operations see; a class of tensors need not have them.
+
+    Raises:
+        LearnablesError: One has not.
+    """
+    try:
+        return torch_backend.run(tensors, histogram, quick=quick)
+    except _REFUSALS:
+        for i, x in zip(indices, tensors, strict=True):
+            try:
+                torch_backend.run([x], histogram, quick=quick)
+            except _REFUSALS as error:
+                refused = _unreadable(x, f"tensors[{i}]", error)
+                raise refused from error
+        raise
 
 
 _UNREADABLE = {
     getattr(torch, name)
-    for name in ("float4_e2m1fn_x2", "bits1x8", "bits2x4", "bits4x2", "bits8", "bits16")
+    for name in (
+        *("float4_e2m1fn_x2", "bits1x8", "bits2x4", "bits4x2", "bits8", "bits16"),
+        *(f"{sign}int{digits}" for sign in ("", "u") for digits in range(1, 8)),
+    )
     if hasattr(torch, name)
 }
 
