@@ -6,12 +6,21 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 import learnables as ln
-from learnables.arguments import describe, optimizers_in, require_module
+from learnables.arguments import (
+    describe,
+    optimizers_in,
+    require_flag,
+    require_kind,
+    require_module,
+    require_path,
+    require_whole,
+)
 from learnables.errors import ArgumentError, LearnablesError
 
 
@@ -199,3 +208,42 @@ def test_one_several_or_no_optimizers_are_a_list() -> None:
 def test_an_argument_of_another_kind_is_a_type_error_too() -> None:
     with pytest.raises(TypeError, match=re.escape("found: of type Tensor")):
         require_module(Tensor())
+
+
+@pytest.mark.parametrize("one", [3, np.int64(3), torch.tensor(3), torch.tensor([3])], ids=describe)
+def test_whatever_counts_is_a_whole_number(one: object) -> None:
+    assert require_whole(one, "steps", least=3) == 3
+    assert type(require_whole(one, "steps", least=3)) is int
+    with pytest.raises(LearnablesError, match="steps is too small") as error:
+        require_whole(one, "steps", least=4)
+    assert not isinstance(error.value, TypeError)
+
+
+@pytest.mark.parametrize("wrong", ["3", 3.0, True, None, [3], torch.ones(2).long()], ids=describe)
+def test_what_only_looks_like_a_whole_number_is_none(wrong: object) -> None:
+    with pytest.raises(ArgumentError, match="steps is no whole number") as error:
+        require_whole(wrong, "steps", least=1)
+    assert re.fullmatch(r"steps=[1-3]", error.value.mend)
+
+
+@pytest.mark.parametrize("wrong", ["no", 0, 1, None, np.True_, torch.tensor(True)], ids=describe)
+def test_a_flag_is_true_or_false(wrong: object) -> None:
+    for right in (True, False):
+        require_flag(right, "histogram")
+    with pytest.raises(ArgumentError, match="where: histogram"):
+        require_flag(wrong, "histogram")
+
+
+@pytest.mark.parametrize("wrong", [3, None, b"runs", "", ["runs"]], ids=describe)
+def test_a_path_is_a_text_or_a_path(wrong: object) -> None:
+    for right in ("runs", Path("runs")):
+        require_path(right, "to", wanted="a folder", mend='to="runs"')
+    with pytest.raises(ArgumentError, match=r"to is no path[\s\S]*mend: to=\"runs\""):
+        require_path(wrong, "to", wanted="a folder", mend='to="runs"')
+
+
+def test_one_of_several_kinds_will_do() -> None:
+    require_kind(3, "size", int, tuple, wanted="a size", mend="size=3")
+    require_kind((3, 4), "size", int, tuple, wanted="a size", mend="size=3")
+    with pytest.raises(ArgumentError, match="size is of another kind"):
+        require_kind("3", "size", int, tuple, wanted="a size", mend="size=3")

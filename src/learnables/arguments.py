@@ -2,7 +2,8 @@
 
 import os
 from collections.abc import Iterable
-from numbers import Integral, Real
+from numbers import Real
+from operator import index
 from typing import Any
 
 from torch import Tensor, nn
@@ -64,19 +65,27 @@ def require_whole(value: object, name: str, *, least: int) -> int:
         ArgumentError: It is no integer (True and False are none); the argument is named.
         LearnablesError: It is below ``least``.
     """
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    try:
+        whole = None if isinstance(value, bool) else index(value)  # type: ignore[arg-type]
+    except TypeError:
+        whole = None
+    if whole is None:
         raise ArgumentError(
             f"{name} is no whole number",
             where=name,
             found=describe(value),
             wanted=f"an int, at least {least}",
-            mend=_towards_an_int(value, name),
+            mend=f"{name}={_towards_an_int(value, least)}",
         )
-    if value < least:
+    if whole < least:
         raise LearnablesError(
-            f"{name} is at least {least}", where=name, found=f"{name}={value}", wanted=f"≥ {least}"
+            f"{name} is too small",
+            where=name,
+            found=f"{name}={whole}",
+            wanted=f"at least {least}",
+            mend=f"{name}={least}",
         )
-    return int(value)
+    return whole
 
 
 def require_flag(value: object, name: str) -> None:
@@ -178,12 +187,11 @@ def _is_optimizer(value: object) -> bool:
     return isinstance(value, Optimizer) or hasattr(value, "param_groups")
 
 
-def _towards_an_int(value: Any, name: str) -> str:
+def _towards_an_int(value: Any, least: int) -> int:
     try:
-        whole = int(value)
+        return max(least, int(value))
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        return ""
-    return f"{name}={whole}"
+        return least
 
 
 def _towards_a_module(value: object) -> str:

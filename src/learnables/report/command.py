@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from learnables.errors import LearnablesError
+from learnables.errors import LearnablesError, RunError
 from learnables.report.content import content
 from learnables.report.html import write_html
 from learnables.watching.compare import compare
@@ -22,7 +22,11 @@ def write_report(path: Path, output: Path | None, fail_on: str | None) -> int:
     """
     if fail_on not in (None, "error", "warning"):
         raise LearnablesError(
-            "there is no such severity", found=f"--fail-on {fail_on}", wanted="error or warning"
+            "there is no such severity",
+            where="--fail-on",
+            found=f"--fail-on {fail_on}",
+            wanted="error or warning",
+            mend=f"learnables report {path} --fail-on error",
         )
     run = Run(path)
     if output is None:
@@ -68,6 +72,7 @@ def list_runs(folder: Path) -> None:
         raise LearnablesError(
             "there is no run here",
             where=str(folder),
+            found="no run*.db in it" if folder.is_dir() else "no such folder",
             wanted="a folder that ln.watch(..., to=...) wrote to",
             mend="learnables runs runs",
         )
@@ -110,15 +115,34 @@ def export_run(path: Path, form: str, output: Path | None) -> None:
 
     Raises:
         LearnablesError: There is no such format.
+        RunError: What is exported cannot be written.
     """
     if form not in FORMATS:
         raise LearnablesError(
-            "there is no such format", found=f"--to {form}", wanted=", ".join(FORMATS)
+            "there is no such format",
+            where="--to",
+            found=f"--to {form}",
+            wanted=", ".join(FORMATS),
+            mend=f"learnables export {path} --to {FORMATS[0]}",
         )
     run = Run(path)
     ending = {"tensorboard": "-tensorboard", "jsonl": ".jsonl", "csv": ".csv"}.get(form, "")
     output = output or run.path.with_name(run.path.stem + ending)
-    sink = _sink(form, output, run)
+    try:
+        _pour(run, _sink(form, output, run))
+    except OSError as error:
+        raise RunError(
+            "what is exported cannot be written",
+            where=str(output),
+            found=f"{type(error).__name__}: {error}",
+            wanted="a place that can be written to",
+            mend=f"learnables export {path} --to {form} --output another/place",
+        ) from error
+    print(f"{visible(str(output)) if ending else form}: {len(run.observations)} looks")
+    _say_damage(run)
+
+
+def _pour(run: Run, sink: Sink) -> None:
     for observation in run.observations:
         sink.observation(observation)
     for name, series in run.scalars.items():
@@ -127,8 +151,6 @@ def export_run(path: Path, form: str, output: Path | None) -> None:
     for alarm in run.alarms:
         sink.alarm(alarm)
     sink.close()
-    print(f"{visible(str(output)) if ending else form}: {len(run.observations)} looks")
-    _say_damage(run)
 
 
 def _sink(form: str, output: Path, run: Run) -> Sink:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from learnables import __version__
-from learnables.arguments import describe
+from learnables.arguments import describe, require_path
 from learnables.auditing.report import Report
 from learnables.errors import ArgumentError, RunError
 from learnables.report.content import Content, content
@@ -36,7 +36,7 @@ def write_html(run_or_report: "Run | Report | str | os.PathLike[str]", path: "st
         The path.
 
     Raises:
-        ArgumentError: It is none of these.
+        ArgumentError: It is none of these, or ``path`` is no path.
         RunError: The run cannot be read, or the file cannot be written.
 
     Example:
@@ -45,11 +45,13 @@ def write_html(run_or_report: "Run | Report | str | os.PathLike[str]", path: "st
         >>> ln.write_html(report, mkdtemp() + "/report.html").name
         'report.html'
     """
+    mend = 'ln.write_html(run_or_report, "page.html")'
+    require_path(path, "path", wanted="the file to write", mend=mend)
     if isinstance(run_or_report, (str, os.PathLike)):
         run_or_report = Run(run_or_report)
     text = render(run_or_report)
     path = Path(path)
-    draft = path.with_name(path.name + ".part")
+    draft = path.parent / f"{path.name}.part"
     try:
         draft.write_text(text, encoding="utf-8", errors="backslashreplace")
         draft.replace(path)
@@ -57,7 +59,11 @@ def write_html(run_or_report: "Run | Report | str | os.PathLike[str]", path: "st
         with contextlib.suppress(OSError):
             draft.unlink()
         raise RunError(
-            "the page cannot be written", where=str(path), found=f"{type(error).__name__}: {error}"
+            "the page cannot be written",
+            where=str(path),
+            found=f"{type(error).__name__}: {error}",
+            wanted="a file in a folder that can be written to",
+            mend=mend,
         ) from error
     return path
 

@@ -8,7 +8,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, final
 
-from learnables.errors import LearnablesError
+from learnables.arguments import require_path, require_whole
+from learnables.errors import LearnablesError, RunError
 from learnables.report.html import content_security_policy, render
 from learnables.watching.run import Run
 from learnables.watching.sinks.escape import html
@@ -25,18 +26,33 @@ class LivePage:
         path: The run's folder or database.
         port: 0 for any that is free.
 
+    Raises:
+        ArgumentError: ``path`` is no path, ``port`` no whole number.
+        RunError: The port cannot be had.
+
     Attributes:
         port: The port it is served on.
         address: The address to open.
     """
 
-    def __init__(self, path: Path, port: int = 0) -> None:
-        self._path = path
+    def __init__(self, path: "Path | str", port: int = 0) -> None:
+        require_path(path, "path", wanted="the folder of a run", mend='LivePage("runs/run")')
+        port = require_whole(port, "port", least=0)
+        self._path = Path(path)
         self._lock = threading.Lock()
         self._page, self._drawn, self._cost = "", (0.0, -1), 0.0
         self._closed = threading.Event()
         handler = type("Handler", (_Handler,), {"live": self})
-        self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        try:
+            self._server = ThreadingHTTPServer(("127.0.0.1", port), handler)
+        except (OSError, OverflowError) as error:
+            raise RunError(
+                "the page cannot be served on this port",
+                where=f"127.0.0.1:{port}",
+                found=str(error),
+                wanted="a port that is free, or 0 for any that is",
+                mend=f"learnables watch {self._path} --port 0",
+            ) from error
         self._server.daemon_threads = True
         self.port = self._server.server_port
         self.address = f"http://127.0.0.1:{self.port}/"

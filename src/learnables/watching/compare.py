@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from learnables.arguments import require_kind
 from learnables.watching.observation import MOMENTS, QUANTITIES, Observation
 from learnables.watching.run import Run
 
@@ -46,6 +47,9 @@ class Comparison:
 def compare(a: Run, b: Run) -> Comparison:
     """Compare all numbers of two runs at the steps that both looked at.
 
+    Raises:
+        ArgumentError: One of them is no run.
+
     Example:
         >>> from tempfile import mkdtemp
         >>> def train(seed):
@@ -61,6 +65,8 @@ def compare(a: Run, b: Run) -> Comparison:
         >>> [(d.name, d.what, d.since) for d in compare(train(0), train(1)).differences]
         [('weight', 'weight', 1), ('bias', 'weight', 1)]
     """
+    for run, name in ((a, "a"), (b, "b")):
+        require_kind(run, name, Run, wanted="a Run", mend='compare(Run("runs/a"), Run("runs/b"))')
     in_a, in_b = ({p.name: p for p in run.parameters} for run in (a, b))
     seen_b = {o.step: o for o in b.observations}
     pairs = [(o, seen_b[o.step]) for o in a.observations if o.step in seen_b]

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from learnables.errors import LearnablesError
+from learnables.arguments import describe
+from learnables.errors import ArgumentError, LearnablesError
 from learnables.stats import by_kernel
 
 
@@ -53,7 +54,8 @@ def steppable(optimizer: Any) -> Optimizer:
     """The torch optimizer whose hooks run: ``optimizer`` itself, or what a wrapper holds.
 
     Raises:
-        LearnablesError: No such optimizer is found, or an engine steps it by itself.
+        ArgumentError: No such optimizer is found.
+        LearnablesError: An engine steps it by itself.
     """
     engine = next((k for k in type(optimizer).__mro__ if k.__module__.startswith("deepspeed")), 0)
     inner = optimizer
@@ -62,13 +64,16 @@ def steppable(optimizer: Any) -> Optimizer:
             break
         inner = getattr(inner, "optimizer", None)
     if engine or not isinstance(inner, Optimizer):
-        raise LearnablesError(
+        kind = LearnablesError if engine else ArgumentError
+        raise kind(
             "the gradient that this optimizer consumes cannot be seen",
-            where=f"{type(optimizer).__module__}.{type(optimizer).__qualname__}",
-            found="an engine that keeps gradients in buffers of its own and runs no optimizer hooks"
+            where="optimizer",
+            found=f"{type(optimizer).__module__}.{type(optimizer).__qualname__}, an engine that "
+            "keeps gradients in buffers of its own and runs no optimizer hooks"
             if engine
-            else "no torch.optim.Optimizer in it",
+            else f"{describe(optimizer)}, and no torch.optim.Optimizer in it",
             wanted="a torch.optim.Optimizer, or a wrapper that holds one as .optimizer",
+            mend="ln.watch(model, optimizer)",
         )
     return inner
 

@@ -16,9 +16,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import is_dtensor, make_last_pre_hook, own_share, pre_hooks_after
-from learnables.arguments import require_module
+from learnables.arguments import (
+    describe,
+    require_flag,
+    require_kind,
+    require_module,
+    require_path,
+    require_text,
+    require_whole,
+)
 from learnables.entries import Entry, entries
-from learnables.errors import LearnablesError, warn
+from learnables.errors import ArgumentError, LearnablesError, warn
 from learnables.policy.kinds import kind_of
 from learnables.select import Selector
 from learnables.select import select as pick
@@ -107,7 +115,8 @@ def watch(
         The watcher: a context manager, or to be ended by ``close()``.
 
     Raises:
-        ArgumentError: ``model`` is no module.
+        ArgumentError: ``model`` is no module, ``optimizer`` no optimizer, or another argument is of
+            another kind than it takes.
         LearnablesError: The optimizer steps outside torch's hooks (DeepSpeed), ``scaler`` has no
             ``step``, or an argument has no meaning.
         SelectionError: ``select`` picks nothing.
@@ -132,10 +141,12 @@ def watch(
         for one more copy of them until the step ends. See docs/en/watch.md for measurements.
     """
     require_module(model)
+    _check_where(to, sinks, resume)
+    _check_what(quantities, histogram, budget, on_alarm, scaler)
     return Watcher(
         model,
         optimizer,
-        every,
+        require_whole(every, "every", least=1),
         to,
         sinks,
         selector=select,
@@ -143,7 +154,7 @@ def watch(
         budget=budget,
         on_alarm=on_alarm,
         scaler=scaler,
-        step=step,
+        step=require_whole(step, "step", least=0),
         resume=resume,
     )
 
@@ -176,7 +187,6 @@ class Watcher:
         step: int,
         resume: bool,
     ) -> None:
-        _check(every, wanted, budget, scaler)
         self._model, self._selector = model, selector
         self._optimizers = _optimizers(optimizer)
         self._counts = {id(o): step for o in self._optimizers}
@@ -251,9 +261,16 @@ class Watcher:
         return Run(self._store.path)
 
     def log_scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Record numbers by name: a loss, an accuracy."""
+        """Record numbers by name: a loss, an accuracy.
+
+        Raises:
+            ArgumentError: ``step`` is no whole number, or there is something among ``values`` that
+                is none: a mistake of the caller's, as no failure of ours is.
+        """
+        step = require_whole(step, "step", least=0)
+        with self._charged():
+            plain = _numbers(values)
         with self._charged(), self._failing_open():
-            plain = {name: float(value) for name, value in values.items()}
             self._logged_since += 1
             if self._logged_since > 30 and step > self.step + 30 and self._handles:
                 self._raise(self._judge.silent(step, self.step))
@@ -630,7 +647,10 @@ class Watcher:
             self._store.close()
 
     def _log_artifact(self, step: int, name: str, kind: str, make: Callable[[], bytes]) -> None:
-        data = make()  # a wrong argument is the caller's mistake, and he should hear of it
+        # A wrong argument is the caller's mistake, and he should hear of it.
+        require_text(name, "name")
+        step = require_whole(step, "step", least=0)
+        data = make()
         with self._charged(), self._failing_open():
             if self._store and self.failed is None:
                 self._store.add_artifact(step, name, kind, data)
@@ -758,7 +778,16 @@ def _optimizers(optimizer: "Optimizer | Iterable[Optimizer]") -> list[Optimizer]
     if isinstance(optimizer, Mapping):
         optimizer = optimizer.values()
     many = isinstance(optimizer, Iterable) and not hasattr(optimizer, "param_groups")
-    return [steppable(o) for o in (optimizer if many else [optimizer])]  # type: ignore[union-attr]
+    found = [steppable(o) for o in (optimizer if many else [optimizer])]  # type: ignore[union-attr]
+    if not found:
+        raise ArgumentError(
+            "no optimizer is there to be watched",
+            where="optimizer",
+            found=describe(optimizer),
+            wanted="a torch.optim.Optimizer, or several",
+            mend="optimizer = torch.optim.AdamW(ln.param_groups(model, lr=1e-3))",
+        )
+    return list(dict.fromkeys(found))  # one that is there twice steps once
 
 
 def _facts(entry: Entry, group: Mapping[str, Any] | None) -> dict[str, object]:
@@ -854,26 +883,112 @@ def _late(thing: Any, name: str) -> Callable[..., Any]:
     return lambda *args, **kwargs: getattr(type(thing), name)(thing, *args, **kwargs)
 
 
-def _check(every: int, wanted: Wanted, budget: float | None, scaler: Any) -> None:
-    unknown = [q for q in wanted.quantities if q not in QUANTITIES]
-    if unknown or not wanted.quantities:
+def _check_where(to: object, sinks: object, resume: object) -> None:
+    if to is not None:
+        mend = 'ln.watch(model, optimizer, to="runs/name")'
+        require_path(to, "to", wanted="a folder, or None for no run database", mend=mend)
+    require_flag(resume, "resume")
+    if resume and to is None:
+        raise LearnablesError(
+            "there is no run to go on with",
+            where="resume",
+            found="resume=True with to=None",
+            wanted="the folder of the run",
+            mend='ln.watch(model, optimizer, to="runs/name", resume=True)',
+        )
+    mend = 'sinks=[learnables.watching.sinks.TensorBoard("runs/events")]'
+    wanted = "a list of sinks: learnables.watching.sinks"
+    require_kind(sinks, "sinks", list, tuple, wanted=wanted, mend=mend)
+    assert isinstance(sinks, (list, tuple))
+    for sink in sinks:
+        if isinstance(sink, type) or not all(callable(getattr(sink, x, None)) for x in _SINK):
+            raise ArgumentError(
+                "something among the sinks is none",
+                where="sinks",
+                found=describe(sink),
+                wanted=wanted,
+                mend=mend,
+            )
+
+
+_SINK = ("observation", "scalars", "alarm", "close")
+
+
+def _check_what(
+    quantities: object, histogram: object, budget: Any, on_alarm: object, scaler: object
+) -> None:
+    alone = isinstance(quantities, str) and quantities in QUANTITIES
+    mend = f"quantities={(quantities,) if alone else QUANTITIES!r}"
+    wanted = f"some of {QUANTITIES!r}"
+    require_kind(quantities, "quantities", list, tuple, set, wanted=wanted, mend=mend)
+    assert isinstance(quantities, (list, tuple, set))
+    if not quantities or not {*quantities} <= {*QUANTITIES}:
         raise LearnablesError(
             "there is no such quantity to watch",
-            found=f"quantities={wanted.quantities!r}",
-            wanted=f"some of {QUANTITIES!r}",
+            where="quantities",
+            found=f"quantities={tuple(quantities)!r}",
+            wanted=wanted,
+            mend=mend,
         )
-    if every < 1:
-        raise LearnablesError("an interval is at least one step", found=f"every={every}")
-    if budget is not None and not budget > 0:
-        raise LearnablesError(
+    require_flag(histogram, "histogram")
+    is_number = _number(budget) is not None and not isinstance(budget, bool)
+    if budget is not None and not (is_number and budget > 0):
+        kind = LearnablesError if is_number else ArgumentError
+        raise kind(
             "a budget is a positive share of the training time, or None",
-            found=f"budget={budget}",
-            wanted="budget=0.01",
+            where="budget",
+            found=f"budget={budget!r}",
+            wanted="a float; 0.01 for one per cent",
+            mend="budget=0.01",
+        )
+    if on_alarm not in (None, "stop") and not callable(on_alarm):
+        raise ArgumentError(
+            "on_alarm cannot be called",
+            where="on_alarm",
+            found=describe(on_alarm),
+            wanted="a function of an alarm, 'stop' or None",
+            mend="on_alarm=print",
         )
     if scaler is not None and not callable(getattr(scaler, "step", None)):
-        raise LearnablesError(
+        raise ArgumentError(
             "what was handed over as scaler has no step",
+            where="scaler",
             found=f"{type(scaler).__module__}.{type(scaler).__qualname__}",
             wanted="a torch.amp.GradScaler, or what is called like one; timm's NativeScaler has "
             "it as ._scaler",
+            mend="scaler=None",
         )
+
+
+def _numbers(values: Mapping[str, float]) -> dict[str, float]:
+    """Plain floats by name.
+
+    Raises:
+        ArgumentError: There is something else among them, which is named.
+    """
+    mend = 'watcher.log_scalars(watcher.step, {"loss": loss.item()})'
+    wanted = "a mapping from names to numbers"
+    require_kind(values, "values", Mapping, wanted=wanted, mend=mend)
+    plain: dict[str, float] = {}
+    for name, value in values.items():
+        number = _number(value)
+        if number is None or not isinstance(name, str):
+            raise ArgumentError(
+                "what is to be logged is no number" if number is None else "a name is no text",
+                where=f"values[{name!r}]",
+                found=describe(value if number is None else name),
+                wanted="a float, or a tensor of one" if number is None else "a str",
+                mend=mend,
+            )
+        plain[name] = number
+    return plain
+
+
+def _number(value: Any) -> float | None:
+    several = isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex())
+    if several or isinstance(value, (str, bytes)):
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        return None

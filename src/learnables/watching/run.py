@@ -5,7 +5,7 @@ import math
 import os
 import sqlite3
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,11 +14,19 @@ from typing import Any, TypeAlias, final
 
 import numpy as np
 
+from learnables.arguments import describe, require_path
 from learnables.errors import RunError
 from learnables.watching.alarm import Alarm
 from learnables.watching.encoding import Array, unpack
 from learnables.watching.notebook import table
-from learnables.watching.observation import OVERFLOWS, Observation, from_arrays, overflows_in
+from learnables.watching.observation import (
+    MOMENTS,
+    OVERFLOWS,
+    QUANTITIES,
+    Observation,
+    from_arrays,
+    overflows_in,
+)
 from learnables.watching.schema import APPLICATION_ID, COLUMNS, VERSION, checksum
 from learnables.watching.store import newest
 from learnables.watching.wal import faults
@@ -92,6 +100,7 @@ class Run:
         path: A folder that `learnables.watch` wrote to (its newest run is taken), or a file.
 
     Raises:
+        ArgumentError: ``path`` is no path.
         RunError: There is no run, it has a newer schema than this version reads, or the file
             cannot be read at all.
 
@@ -102,6 +111,8 @@ class Run:
     """
 
     def __init__(self, path: "str | os.PathLike[str]") -> None:
+        wanted = "the folder that ln.watch(..., to=folder) wrote to, or a file in it"
+        require_path(path, "path", wanted=wanted, mend='Run("runs/run")')
         path = Path(path)
         self.path = newest(path) if path.is_dir() else path
         self.damage: list[str] = []
@@ -258,7 +269,7 @@ class Run:
             name: Qualified name of the parameter.
 
         Raises:
-            RunError: The run never saw this parameter.
+            RunError: The run never saw this parameter, or there is no such quantity or statistic.
 
         Example:
             >>> model = nn.Linear(2, 1)
@@ -270,8 +281,17 @@ class Run:
             >>> Run(watcher.path).series("gradient", "max", "weight").values
             array([1.])
         """
-        if name not in {p.name for p in self.parameters}:
-            raise RunError("the run holds no parameter of this name", where=name)
+        names = {p.name: p for p in self.parameters}
+        _require_one_of(quantity, "quantity", QUANTITIES)
+        _require_one_of(statistic, "statistic", ("norm", *MOMENTS))
+        if name not in names:
+            raise RunError(
+                "the run holds no parameter of this name",
+                where=str(name),
+                found=f"{len(names)} parameters: {', '.join(list(names)[:5])}, …",
+                wanted="the name of one of them",
+                mend="[p.name for p in run.parameters]",
+            )
         steps, values = [], []
         for o in self.observations:
             rows = o.rows.get(quantity)
@@ -284,6 +304,17 @@ class Run:
         return Series(np.array(steps, np.int64), np.array(values))
 
 
+def _require_one_of(value: object, name: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise RunError(
+            f"there is no such {name}",
+            where=name,
+            found=describe(value),
+            wanted=f"one of {', '.join(known)}",
+            mend=f"{name}={known[0]!r}",
+        )
+
+
 def _read(path: Path, damage: list[str]) -> dict[str, list[_Row]]:
     """The rows of every table that pass their checksum, without it.
 
@@ -291,7 +322,13 @@ def _read(path: Path, damage: list[str]) -> dict[str, list[_Row]]:
         RunError: The file is no run database, of a newer schema, or unreadable.
     """
     if not path.is_file():
-        raise RunError("there is no run database", where=str(path), mend="learnables runs")
+        raise RunError(
+            "there is no run database",
+            where=str(path),
+            found="no such file",
+            wanted="a folder that ln.watch(..., to=folder) wrote to, or a file in it",
+            mend="learnables runs",
+        )
     try:
         with closing(_connect(path)) as database:
             database.execute("BEGIN")  # one snapshot for all tables

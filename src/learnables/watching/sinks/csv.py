@@ -6,6 +6,7 @@ from typing import final
 
 import numpy as np
 
+from learnables.arguments import require_path
 from learnables.watching.observation import MOMENTS, Observation
 from learnables.watching.sinks.base import Sink
 from learnables.watching.sinks.escape import csv
@@ -19,9 +20,14 @@ class CSV(Sink):
 
     Args:
         file: The path.
+
+    Raises:
+        ArgumentError: ``file`` is no path.
+        OSError: It cannot be written.
     """
 
     def __init__(self, file: "str | Path") -> None:
+        require_path(file, "file", wanted="the file to append to", mend='CSV("run.csv")')
         self._file = Path(file).open("a", encoding="utf-8", newline="")  # noqa: SIM115 - close()
         if self._file.tell() == 0:
             self._file.write(",".join(_COLUMNS) + "\r\n")

@@ -1,12 +1,14 @@
 """JSON lines: one object a line, for grep, jq and pandas."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, final
 
 import numpy as np
 
+from learnables.arguments import require_path
 from learnables.watching.alarm import Alarm
 from learnables.watching.observation import MOMENTS, Observation
 from learnables.watching.sinks.base import Sink
@@ -22,13 +24,20 @@ class JSONLines(Sink):
 
     Args:
         file: A path, or an open text file, which is left open.
+
+    Raises:
+        ArgumentError: ``file`` is neither.
+        OSError: It cannot be written.
     """
 
     def __init__(self, file: "str | Path | IO[str]") -> None:
-        self._mine = isinstance(file, (str, Path))
+        self._mine = not hasattr(file, "write")
+        if self._mine:
+            wanted = "the file to append to, or an open one"
+            require_path(file, "file", wanted=wanted, mend='JSONLines("run.jsonl")')
         self._file: IO[str] = (
             Path(file).open("a", encoding="ascii")  # noqa: SIM115 - close() does
-            if isinstance(file, (str, Path))
+            if isinstance(file, (str, os.PathLike))
             else file
         )
 

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import numpy as np
 
+from learnables.arguments import require_path
 from learnables.errors import need_extra
 from learnables.watching.observation import Observation, Rows
 from learnables.watching.sinks.base import Sink
@@ -27,10 +28,13 @@ class TensorBoard(Sink):
         folder: Where the event files go.
 
     Raises:
+        ArgumentError: ``folder`` is no path.
         MissingExtraError: The package tensorboard is not installed.
+        OSError: The folder cannot be written.
     """
 
     def __init__(self, folder: "str | Path") -> None:
+        require_path(folder, "folder", wanted="a folder", mend='TensorBoard("runs/events")')
         try:
             from tensorboard.compat.proto.event_pb2 import Event
             from tensorboard.compat.proto.summary_pb2 import HistogramProto

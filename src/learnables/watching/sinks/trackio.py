@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, final
 
+from learnables.arguments import require_text
 from learnables.errors import need_extra
 from learnables.watching.alarm import Alarm
 from learnables.watching.observation import Observation
@@ -19,10 +20,12 @@ class Trackio(Sink):
         options: Handed to ``trackio.init``: ``name``, ``space_id``, …
 
     Raises:
+        ArgumentError: ``project`` is no text.
         MissingExtraError: The package trackio is not installed.
     """
 
     def __init__(self, project: str, **options: Any) -> None:
+        require_text(project, "project")
         try:
             import trackio
         except ImportError as error:

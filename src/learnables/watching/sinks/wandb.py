@@ -5,6 +5,7 @@ from typing import Any, final
 
 import numpy as np
 
+from learnables.arguments import require_text
 from learnables.errors import need_extra
 from learnables.watching.alarm import Alarm
 from learnables.watching.observation import Observation
@@ -25,10 +26,12 @@ class WeightsAndBiases(Sink):
         options: Handed to ``wandb.init``: ``name``, ``mode="offline"``, ``dir``, …
 
     Raises:
+        ArgumentError: ``project`` is no text.
         MissingExtraError: The package wandb is not installed.
     """
 
     def __init__(self, project: str, **options: Any) -> None:
+        require_text(project, "project")
         try:
             import wandb
         except ImportError as error:
