@@ -147,38 +147,31 @@ def _panels(
         m, column = tile % rows, tile // rows
         group, n = column // tiles_of_block, column % tiles_of_block
         begin, end = tl.load(starts + group).to(tl.int32), tl.load(starts + group + 1).to(tl.int32)
+        sample = m * TILE_M + tl.arange(0, TILE_M)
+        inside = n * TILE_N + tl.arange(0, TILE_N)
+        rows_of_x = x + sample.to(tl.int64)[:, None] * depth
         total = tl.zeros((TILE_M, TILE_N), dtype=tl.float32)
         for turn in range(begin * rounds, end * rounds):
-            at, k = turn // rounds, turn % rounds * TILE_K
+            at, k = turn // rounds, turn % rounds * TILE_K + tl.arange(0, TILE_K)
             place = tl.load(places + at).to(tl.int32)
             position = tl.load(order + at) if HAS_ORDER else at.to(tl.int64)
-            a = tl.make_block_ptr(
-                x, (samples, depth), (depth, 1), (m * TILE_M, place * DEPTH + k),
-                (TILE_M, TILE_K), (1, 0),
-            )  # fmt: skip
+            block = weight + position * (DEPTH * WIDTH)
+            term = place * DEPTH + k
+            there = (sample < samples)[:, None] & (term < depth)[None, :]
+            left = tl.load(rows_of_x + term[None, :], there, other=0)
             if TRANSPOSED:  # a block holds a row of terms for each column of the result
-                b = tl.make_block_ptr(
-                    weight + position * (DEPTH * WIDTH), (DEPTH, WIDTH), (1, DEPTH),
-                    (k, n * TILE_N), (TILE_K, TILE_N), (0, 1),
-                )  # fmt: skip
+                right = tl.load(block + k[:, None] + inside[None, :] * DEPTH)
             else:
-                b = tl.make_block_ptr(
-                    weight + position * (DEPTH * WIDTH), (DEPTH, WIDTH), (WIDTH, 1),
-                    (k, n * TILE_N), (TILE_K, TILE_N), (1, 0),
-                )  # fmt: skip
-            left = tl.load(a, boundary_check=(0, 1), padding_option="zero")
-            right = tl.load(b)
+                right = tl.load(block + k[:, None] * WIDTH + inside[None, :])
             if WIDEN:  # the interpreter multiplies the bits of bfloat16
                 left, right = left.to(tl.float32), right.to(tl.float32)
             total = tl.dot(left, right, total, input_precision=PRECISION)
-        first = group * WIDTH + n * TILE_N
+        across = group * WIDTH + inside
         if HAS_BIAS:
-            across = first + tl.arange(0, TILE_N)
             total += tl.load(bias + across, across < width, other=0).to(tl.float32)[None, :]
-        out = tl.make_block_ptr(
-            y, (samples, width), (width, 1), (m * TILE_M, first), (TILE_M, TILE_N), (1, 0)
-        )
-        tl.store(out, total.to(y.dtype.element_ty), boundary_check=(0, 1))
+        out = y + sample.to(tl.int64)[:, None] * width + across[None, :]
+        there = (sample < samples)[:, None] & (across < width)[None, :]
+        tl.store(out, total.to(y.dtype.element_ty), there)
 
 
 @triton.autotune(_SAMPLED, key=["BUCKET", "height", "width", "P", "Q"])
@@ -192,25 +185,22 @@ def _sampled(
     per_block = P // TILE_P * across
     for tile in range(tl.program_id(0), tiles, tl.num_programs(0)):
         at, inside = tile // per_block, tile % per_block
-        i, j = inside // across * TILE_P, inside % across * TILE_Q
-        row, column = tl.load(rows + at).to(tl.int32), tl.load(columns + at).to(tl.int32)
+        i = inside // across * TILE_P + tl.arange(0, TILE_P)
+        j = inside % across * TILE_Q + tl.arange(0, TILE_Q)
+        down = tl.load(rows + at).to(tl.int32) * P + i
+        right_of = tl.load(columns + at).to(tl.int32) * Q + j
         total = tl.zeros((TILE_P, TILE_Q), dtype=tl.float32)
-        a = tl.make_block_ptr(
-            g, (height, samples), (1, height), (row * P + i, 0), (TILE_P, TILE_K), (0, 1)
-        )
-        b = tl.make_block_ptr(
-            x, (samples, width), (width, 1), (0, column * Q + j), (TILE_K, TILE_Q), (1, 0)
-        )
-        for _ in range(0, samples, TILE_K):
-            left = tl.load(a, boundary_check=(0, 1), padding_option="zero")
-            right = tl.load(b, boundary_check=(0, 1), padding_option="zero")
+        for start in range(0, samples, TILE_K):
+            sample = start + tl.arange(0, TILE_K)
+            row = sample.to(tl.int64)
+            there = (down < height)[:, None] & (sample < samples)[None, :]
+            left = tl.load(g + row[None, :] * height + down[:, None], there, other=0)
+            there = (sample < samples)[:, None] & (right_of < width)[None, :]
+            right = tl.load(x + row[:, None] * width + right_of[None, :], there, other=0)
             if WIDEN:
                 left, right = left.to(tl.float32), right.to(tl.float32)
             total = tl.dot(left, right, total, input_precision=PRECISION)
-            a, b = tl.advance(a, (0, TILE_K)), tl.advance(b, (TILE_K, 0))
-        out = tl.make_block_ptr(
-            weight + at.to(tl.int64) * (P * Q), (P, Q), (Q, 1), (i, j), (TILE_P, TILE_Q), (1, 0)
-        )
+        out = weight + at.to(tl.int64) * (P * Q) + i[:, None] * Q + j[None, :]
         tl.store(out, total.to(weight.dtype.element_ty))
 
 
