@@ -312,7 +312,7 @@ def test_an_argument_of_another_kind_is_refused_by_its_name(argument, wrong) -> 
 
 
 def test_no_thread_is_too_few() -> None:
-    with pytest.raises(LearnablesError, match="threads is at least 1"):
+    with pytest.raises(LearnablesError, match="threads is too small"):
         statistics([torch.ones(2)], threads=0)
 
 

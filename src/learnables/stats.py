@@ -417,13 +417,7 @@ def _look(
     listed = _listed(tensors)
     require_flag(histogram, "histogram")
     threads = None if threads is None else require_whole(threads, "threads", least=1)
-    if why := why_no_values():
-        raise LearnablesError(
-            "there are no values to look at here",
-            found=why,
-            wanted="a call outside of it",
-            mend="call ln.statistics on what it returns",
-        )
+    require_values()
     if not listed:
         return _empty(0, histogram)
     seen = by_kernel(listed, histogram, threads=threads)
@@ -451,6 +445,21 @@ def _look(
             order = torch.tensor([i for members in groups.values() for i in members])
             seen = together[order.argsort()]
         return _across_ranks(seen, shares) if shares else seen
+
+
+def require_values() -> None:
+    """Refuse to look where no tensor has a value.
+
+    Raises:
+        LearnablesError: Inside a transform of ``torch.func``, or under fake tensors.
+    """
+    if why := why_no_values():
+        raise LearnablesError(
+            "there are no values to look at here",
+            found=why,
+            wanted="a call outside of it",
+            mend="call ln.statistics on what it returns",
+        )
 
 
 def _listed(tensors: Iterable[Tensor] | Tensor) -> list[Tensor]:

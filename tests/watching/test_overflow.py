@@ -227,13 +227,6 @@ def test_what_was_seen_early_counts_for_that_step_only(tmp_path, monkeypatch):
     assert watcher.overflows == FAULTS
 
 
-def test_scaler_is_as_before_when_the_watch_ends(tmp_path):
-    model, scaler = Model(), scaling()
-    with ln.watch(model, made("fused", model), to=None, scaler=scaler):
-        assert {"step", "unscale_"} <= vars(scaler).keys()
-    assert not {"step", "unscale_"} & vars(scaler).keys()
-
-
 def test_the_page_says_whose_gradients_made_the_scaler_skip(tmp_path):
     model, scaler = Model(), scaling()
     optimizers = made("not fused", model)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch import nn
 from torch._dynamo.utils import counters
+from torch._subclasses import FakeTensorMode
 
 import learnables as ln
 from learnables.errors import LearnablesError, LearnablesWarning
@@ -243,6 +244,37 @@ def test_every_dtype_and_shape_is_counted(tmp_path, dtype):
     parts = 2 if dtype.is_complex else 1
     counts = watcher.run().observations[-1].rows["update"].moments["count"].tolist()
     assert counts == [6 * parts, 0, parts, 6 * parts]
+
+
+def test_a_model_that_gets_its_memory_after_the_watch_began_is_watched(tmp_path):
+    """Made on the meta device, with parameters that stay the same objects when they move."""
+    swaps = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model = nn.Linear(8, 1, device="meta")
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        with ln.watch(model, optimizer, every=1, to=tmp_path, budget=None) as watcher:
+            model.to_empty(device="cpu")
+            model.reset_parameters()
+            quadratic(model, optimizer, 2)
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(swaps)
+    assert watcher.failed is None
+    assert [o.step for o in watcher.run().observations] == [1, 2]
+    assert (watcher.run().series("update", "norm", "weight").values > 0).all()
+
+
+@pytest.mark.parametrize("fake", [False, True], ids=["meta", "fake tensors"])
+def test_a_training_without_values_ends_the_watch_only(tmp_path, fake):
+    """A dry run: shapes go through the loop, and there is nothing to look at."""
+    with FakeTensorMode() if fake else torch.device("meta"):
+        model, optimizer = make()
+        watcher = ln.watch(model, optimizer, every=1, to=tmp_path, budget=None)
+        with pytest.warns(LearnablesWarning, match="watching has failed") as caught:
+            quadratic(model, optimizer, 3)
+        watcher.close()
+    assert len(caught) == 1
+    assert "values" in str(watcher.failed)
 
 
 def test_a_sparse_gradient_is_read(tmp_path):

@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from learnables.arguments import describe
 from learnables.errors import ArgumentError, LearnablesError
-from learnables.stats import by_kernel
+from learnables.stats import by_kernel, require_values
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,13 @@ def squares_and_faults(*lists: Sequence[Tensor]) -> list[tuple[Tensor, list[int]
     """Of each list the sum of squares, float64, 0-dim, and which tensors hold a non-finite value.
 
     Where there is one the sum is not finite.
+
+    Raises:
+        LearnablesError: No tensor has values here: under fake tensors.
     """
     seen = by_kernel(list(chain(*lists)), histogram=False) if any(lists) else None
     if seen is None:
+        require_values()
         return [_square_and_faults(tensors) for tensors in lists]
     found, at = [], 0
     for tensors in lists:

@@ -47,6 +47,7 @@ from learnables.watching.look import (
 )
 from learnables.watching.observation import OVERFLOWS, QUANTITIES, Observation
 from learnables.watching.run import Run
+from learnables.watching.scaler import inside, listen
 from learnables.watching.sentinel import Sentinel, Sighting, overflows, sightings
 from learnables.watching.sinks.base import Sink
 from learnables.watching.store import Store
@@ -229,7 +230,7 @@ class Watcher:
         hook = self._before if self._writes or self._shared else self._only_count
         self._handles = {id(o): o.register_step_pre_hook(hook) for o in self._optimizers}
         if scaler is not None:
-            self._unwrap = _wrap(scaler, self._skipped, self._unscaled)
+            self._unwrap = listen(scaler, self._skipped, self._unscaled)
 
     def __enter__(self) -> "Watcher":
         """The watcher itself."""
@@ -459,7 +460,7 @@ class Watcher:
 
     def _unscaled(self, optimizer: Any) -> None:
         """The scaler has divided the gradients, and somebody may clip them before they are used."""
-        key = id(_inside(optimizer))
+        key = id(inside(optimizer))
         if key not in self._counts or not self._handles or not (self._writes or self._shared):
             return
         if not self.governor.watches(self._counts[key] + 1):
@@ -711,11 +712,11 @@ class Watcher:
 
 
 def _walk(model: nn.Module, optimizers: Iterable[Optimizer]) -> list[object]:
-    """Who is where, by identity: equal as long as no parameter comes, goes or is renamed."""
+    """Who is where, by identity: equal as long as no parameter comes, goes, moves or is renamed."""
     named = model.named_parameters(remove_duplicate=False)
     groups = itertools.chain.from_iterable(o.param_groups for o in optimizers)
     return [
-        *((name, _Same(p), p.requires_grad) for name, p in named),
+        *((name, _Same(p), p.requires_grad, p.device) for name, p in named),
         *(_Same(p) for group in groups for p in group["params"]),
     ]
 
@@ -819,68 +820,6 @@ def _plain(value: Any) -> object:
     if isinstance(value, Tensor):  # a learning rate on a device is not waited for
         return value.item() if value.device.type == "cpu" else "on the device"
     return value if isinstance(value, (int, float, bool)) else repr(value)
-
-
-def _inside(optimizer: Any) -> Optimizer | None:
-    """The torch optimizer in a wrapper; None where there is none."""
-    try:
-        return steppable(optimizer)
-    except LearnablesError:
-        return None
-
-
-def _wrap(
-    scaler: Any, skipped: Callable[[Optimizer], None], unscaled: Callable[[Any], None]
-) -> Callable[[], None]:
-    """Have the one called when ``scaler.step`` does not step, the other after ``scaler.unscale_``.
-
-    The host knows then, because the scaler itself has asked the device.
-
-    Returns:
-        How to undo it.
-    """
-    original = _late(scaler, "step")
-    original_unscale = _late(scaler, "unscale_") if hasattr(scaler, "unscale_") else None
-    inside: list[object] = []  # steps at work: what they unscale nobody can clip before
-
-    def step(optimizer: Any, *args: Any, **kwargs: Any) -> Any:
-        inner = _inside(optimizer)
-        if inner is None:  # somebody else's, which cannot be watched: that is no reason to stop
-            return original(optimizer, *args, **kwargs)
-        stepped: list[object] = []
-        handle = inner.register_step_pre_hook(lambda *_: stepped.append(True))
-        inside.append(inner)
-        try:
-            result = original(optimizer, *args, **kwargs)
-        finally:
-            inside.pop()
-            handle.remove()
-        if not stepped:
-            skipped(inner)
-        return result
-
-    def unscale_(optimizer: Any) -> None:
-        original_unscale(optimizer)  # type: ignore[misc]
-        if not inside:
-            unscaled(optimizer)
-
-    scaler.step = step
-    if original_unscale is not None:
-        scaler.unscale_ = unscale_
-
-    def undo() -> None:
-        scaler.__dict__.pop("step", None)
-        scaler.__dict__.pop("unscale_", None)
-
-    return undo
-
-
-def _late(thing: Any, name: str) -> Callable[..., Any]:
-    """A method as its class has it when it is called: an audit begun later puts its own there."""
-    if name in vars(thing) or not hasattr(type(thing), name):
-        own: Callable[..., Any] = getattr(thing, name)
-        return own
-    return lambda *args, **kwargs: getattr(type(thing), name)(thing, *args, **kwargs)
 
 
 def _check_where(to: object, sinks: object, resume: object) -> None:
