@@ -47,7 +47,7 @@ from learnables.watching.look import (
 )
 from learnables.watching.observation import OVERFLOWS, QUANTITIES, Observation
 from learnables.watching.run import Run
-from learnables.watching.scaler import inside, listen
+from learnables.watching.scaler import Stepped, inside, listen
 from learnables.watching.sentinel import Sentinel, Sighting, overflows, sightings
 from learnables.watching.sinks.base import Sink
 from learnables.watching.store import Store
@@ -432,9 +432,11 @@ class Watcher:
         self._announce()
 
     def _is_last(self, optimizer: Optimizer) -> bool:
-        """Whether no hook but other watchers' can still change the gradient."""
+        """Whether no hook but those of the watch can still change the gradient: they do not."""
         later = pre_hooks_after(optimizer, self._handles[id(optimizer)])
-        return all(isinstance(getattr(hook, "__self__", None), Watcher) for hook in later)
+        return all(
+            isinstance(getattr(hook, "__self__", hook), (Watcher, Stepped)) for hook in later
+        )
 
     def _remove_after(self, optimizer: Optimizer) -> None:
         handle = self._afters.pop(id(optimizer), None)

@@ -48,6 +48,18 @@ def inside(optimizer: Any) -> Optimizer | None:
         return None
 
 
+@final
+class Stepped:
+    """A step pre-hook that keeps whether there was a step, and changes no gradient."""
+
+    def __init__(self) -> None:
+        self.happened = False
+
+    def __call__(self, *_: object) -> None:
+        """There is one."""
+        self.happened = True
+
+
 class _Listener(NamedTuple):
     skipped: Callable[[Optimizer], None]
     unscaled: Callable[[Any], None]
@@ -89,15 +101,15 @@ class _Tap:
             if inner is None or not self.listeners:
                 # Somebody else's, which cannot be watched: that is no reason to stop.
                 return original(optimizer, *args, **kwargs)
-            stepped: list[object] = []
-            handle = inner.register_step_pre_hook(lambda *_: stepped.append(True))
+            stepped = Stepped()
+            handle = inner.register_step_pre_hook(stepped)
             self._at_work.append(inner)
             try:
                 result = original(optimizer, *args, **kwargs)
             finally:
                 self._at_work.pop()
                 handle.remove()
-            if not stepped:
+            if not stepped.happened:
                 for listener in list(self.listeners):
                     listener.skipped(inner)
             return result
