@@ -21,7 +21,7 @@ from learnables.arguments import (
     require_path,
     require_whole,
 )
-from learnables.errors import ArgumentError, LearnablesError
+from learnables.errors import ArgumentError, LearnablesError, PolicyError
 
 
 def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -139,15 +139,122 @@ def test_a_name_that_is_no_text_is_refused(wrong: object, tmp_path: Path) -> Non
         call(ln.untie, tmp_path, target=wrong)
 
 
-@pytest.mark.parametrize("argument", ["lr", "weight_decay"])
+@pytest.mark.parametrize("argument", ["lr", "weight_decay", "layer_decay"])
 def test_a_number_that_a_file_gave_as_text_is_refused_with_its_mend(
     argument: str, tmp_path: Path
 ) -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+    right = {"model": model, "lr": 0.1}
     with pytest.raises(ArgumentError, match=f"{argument} is no number") as error:
-        call(ln.param_groups, tmp_path, **{argument: "1e-3"})
+        call(ln.param_groups, tmp_path, **{**right, argument: "5e-1"})
     mended = eval(error.value.mend.partition("=")[2])
-    call(ln.param_groups, tmp_path, **{argument: mended})
-    call(ln.param_groups, tmp_path, lr=torch.tensor(1e-3))
+    call(ln.param_groups, tmp_path, **{**right, argument: mended})
+    call(ln.param_groups, tmp_path, **{**right, "lr": torch.tensor(1e-3)})
+    for wrong in ("fast", True, [0.5], torch.ones(2), 1j):
+        with pytest.raises(ArgumentError, match=f"{argument} is no number") as error:
+            call(ln.param_groups, tmp_path, **{**right, argument: wrong})
+        assert not error.value.mend
+
+
+@pytest.mark.parametrize("argument", ["lr", "weight_decay"])
+@pytest.mark.parametrize("wrong", [-0.5, float("nan"), float("inf"), torch.tensor(-0.5)])
+def test_a_rate_that_is_negative_or_not_finite_is_refused(
+    argument: str, wrong: float, tmp_path: Path
+) -> None:
+    with pytest.raises(PolicyError, match=rf"where: {argument}\n") as error:
+        call(ln.param_groups, tmp_path, **{argument: wrong})
+    assert error.value.mend == (f"{argument}=0.5" if wrong == -0.5 else "")
+    call(ln.param_groups, tmp_path, **{argument: 0.0})
+
+
+@pytest.mark.parametrize("function", [ln.param_groups, ln.inventory])
+@pytest.mark.parametrize("wrong", [3, "*", {"*": 3}, [3]], ids=describe)
+def test_a_policy_of_another_kind_is_refused_with_one_that_is_right(
+    function: Callable[..., Any], wrong: object, tmp_path: Path
+) -> None:
+    with pytest.raises(PolicyError, match="pairs selectors with fields") as error:
+        call(function, tmp_path, policy=wrong)
+    model = nn.Module()
+    model.scale = nn.Module()
+    model.scale.gamma = nn.Parameter(torch.ones(2))
+    mended = eval(error.value.mend.partition("=")[2])
+    call(function, tmp_path, model=model, policy=mended)
+
+
+def state_of(model: nn.Module) -> tuple[list[str], list[bool], dict[str, list[str]]]:
+    """Everything that a refused call could have changed: names, what trains, hooks and modes."""
+    return (
+        list(model.state_dict()),
+        [p.requires_grad for p in model.parameters()],
+        {name: [*vars(m), *map(repr, vars(m).values())] for name, m in model.named_modules()},
+    )
+
+
+NO_PLACES = [3, [3], [None], b"0", {"0": 1}, [], (), True, nn.Linear(1, 1), torch.ones(2)]
+NO_COMPONENTS = [[nn.Linear(4, 4)], {"scale": 3}, {"scale": nn.Linear}, {3: nn.Linear(4, 4)}, "x"]
+
+
+@pytest.mark.parametrize("wrong", NO_PLACES, ids=describe)
+def test_what_is_no_place_is_refused_before_the_model_is_touched(
+    wrong: object, tmp_path: Path
+) -> None:
+    model, _ = model_and_optimizer()
+    before = state_of(model)
+    with pytest.raises(ArgumentError, match="where: at") as error:
+        call(ln.graft, tmp_path, model=model, at=wrong)
+    assert state_of(model) == before
+    if isinstance(wrong, int) and wrong is not True:
+        model.append(nn.Linear(4, 4))
+        call(ln.graft, tmp_path, model=model, at=eval(error.value.mend.partition("=")[2]))
+
+
+@pytest.mark.parametrize("wrong", [nn.Linear, None, 3, len, nn.Parameter(torch.ones(4))])
+def test_a_component_that_is_no_module_is_refused_by_its_own_name(
+    wrong: object, tmp_path: Path
+) -> None:
+    with pytest.raises(ArgumentError, match="component is no module") as error:
+        call(ln.graft, tmp_path, component=wrong)
+    assert error.value.mend.startswith("component = Linear(") or wrong is not nn.Linear
+
+
+@pytest.mark.parametrize("wrong", [3, ["output"], True, "Output", b"output"], ids=describe)
+def test_a_way_that_there_is_not_is_refused(wrong: object, tmp_path: Path) -> None:
+    model, _ = model_and_optimizer()
+    before = state_of(model)
+    with pytest.raises(LearnablesError, match="'tokens', 'input', 'output'"):
+        call(ln.graft, tmp_path, model=model, where=wrong)
+    for function in (ln.freeze, ln.train_only):
+        with pytest.raises(LearnablesError, match="'statistics', 'eval', 'nothing'"):
+            call(function, tmp_path, model=model, stays=wrong)
+    assert state_of(model) == before
+
+
+@pytest.mark.parametrize("wrong", [3, None, b"delta", "", ["delta"]], ids=describe)
+def test_what_is_no_path_is_refused_by_both_functions_of_deltas(
+    wrong: object, tmp_path: Path
+) -> None:
+    model, _ = model_and_optimizer()
+    call(ln.graft, tmp_path, model=model)
+    for function in (ln.save_delta, ln.load_delta):
+        with pytest.raises(ArgumentError, match="where: path"):
+            call(function, tmp_path, model=model, path=wrong)
+
+
+@pytest.mark.parametrize("wrong", NO_COMPONENTS, ids=describe)
+def test_components_of_another_kind_are_refused_before_the_model_is_touched(
+    wrong: object, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    model, _ = model_and_optimizer()
+    ln.graft(model, "scale", ln.nn.LayerScale(4), at="0")
+    ln.save_delta(model, tmp_path / "file")
+    torch.manual_seed(0)
+    base, _ = model_and_optimizer()
+    before = state_of(base)
+    with pytest.raises(ArgumentError):
+        call(ln.load_delta, tmp_path, model=base, components=wrong)
+    assert state_of(base) == before
+    call(ln.load_delta, tmp_path, model=base, components={"scale": ln.nn.LayerScale(4)})
 
 
 @pytest.mark.parametrize("function", [ln.inventory, ln.param_groups, ln.attach, ln.save_checkpoint])

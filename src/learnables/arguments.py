@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable
+from math import inf, isfinite
 from numbers import Real
 from operator import index
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables.errors import ArgumentError, LearnablesError
+from learnables.errors import ArgumentError, LearnablesError, PolicyError
 
 
 def require_module(model: object, name: str = "model") -> None:
@@ -25,7 +26,7 @@ def require_module(model: object, name: str = "model") -> None:
         where=name,
         found=describe(model),
         wanted="a torch.nn.Module",
-        mend=_towards_a_module(model),
+        mend=_towards_a_module(model, name),
     )
 
 
@@ -45,16 +46,36 @@ def require_number(value: object, name: str) -> None:
     """Refuse what is no number; YAML, for one, reads ``1e-3`` as text.
 
     Raises:
-        ArgumentError: It is neither a real number nor a tensor of one; the argument is named.
+        ArgumentError: It is neither a real number nor a tensor of one (True and False are none);
+            the argument is named.
     """
     is_one = isinstance(value, Tensor) and value.numel() == 1
-    if not is_one and not isinstance(value, Real):
+    if isinstance(value, bool) or (not is_one and not isinstance(value, Real)):
         raise ArgumentError(
             f"{name} is no number",
             where=name,
             found=describe(value),
             wanted="a float",
-            mend=f"{name}=float({value!r})" if isinstance(value, str) else "",
+            mend=f"{name}=float({value!r})" if _is_number(value) else "",
+        )
+
+
+def require_at_least_zero(value: object, name: str) -> None:
+    """Refuse what is no finite number of zero or more, which no rate and no coefficient is.
+
+    Raises:
+        ArgumentError: It is no number; the argument is named.
+        PolicyError: It is negative, infinite or not a number.
+    """
+    require_number(value, name)
+    number = float(value)  # type: ignore[arg-type]
+    if not 0 <= number < inf:
+        raise PolicyError(
+            f"{name} has a value that means nothing",
+            where=name,
+            found=f"{name}={number:g}",
+            wanted="a finite number ≥ 0",
+            mend=f"{name}={-number:g}" if -inf < number < 0 else "",
         )
 
 
@@ -182,6 +203,13 @@ def describe(value: object) -> str:
     return f"{short[:40]}, of type {kind}" if short else f"of type {kind}"
 
 
+def _is_number(text: object) -> bool:
+    try:
+        return isinstance(text, str) and isfinite(float(text))
+    except ValueError:
+        return False
+
+
 def _is_optimizer(value: object) -> bool:
     # An engine's optimizer need not inherit from torch's; its groups are what we read.
     return isinstance(value, Optimizer) or hasattr(value, "param_groups")
@@ -194,8 +222,8 @@ def _towards_an_int(value: Any, least: int) -> int:
         return least
 
 
-def _towards_a_module(value: object) -> str:
+def _towards_a_module(value: object, name: str) -> str:
     if isinstance(value, type) and issubclass(value, nn.Module):
-        return f"model = {value.__name__}(…)"
+        return f"{name} = {value.__name__}(…)"
     modules = isinstance(value, (list, tuple)) and all(isinstance(m, nn.Module) for m in value)
-    return "model = nn.ModuleList(model)" if modules and value else ""
+    return f"{name} = nn.ModuleList({name})" if modules and value else ""

@@ -199,3 +199,28 @@ def test_a_name_that_the_model_has_not_offers_the_nearest(tmp_path):
     with pytest.raises(CheckpointError, match=r"where: head.bias[\s\S]*header.bias"):
         ln.load_delta(other, file)
     assert not hasattr(other, "extra")
+
+
+def test_a_component_for_no_graft_of_the_file_is_refused_with_the_name_that_was_meant(tmp_path):
+    file, model = saved(tmp_path), fresh()
+    with pytest.raises(CheckpointError, match=r"does not hold[\s\S]*{'extra': …}"):
+        ln.load_delta(model, file, components={"extras": ln.nn.Prompts(4, 8)})
+    assert vars(model).keys() == vars(fresh()).keys()
+
+
+def test_grafts_of_a_module_inside_are_saved_from_that_module(tmp_path):
+    outer, path = nn.Sequential(nn.Identity(), fresh()), tmp_path / "delta"
+    ln.graft(outer[1], "extra", ln.nn.Prompts(4, 8), "blocks.*")
+    with pytest.raises(CheckpointError, match="those of a module in it") as error:
+        ln.save_delta(outer, path)
+    eval(error.value.mend, {"ln": ln, "model": outer, "path": path})
+    assert [handle.name for handle in ln.load_delta(fresh(), path)] == ["extra"]
+
+
+def test_a_delta_does_not_take_the_place_of_a_folder(tmp_path):
+    model = fresh()
+    ln.graft(model, "extra", ln.nn.Prompts(4, 8), "blocks.*")
+    with pytest.raises(CheckpointError, match="this is a folder") as error:
+        ln.save_delta(model, tmp_path)
+    eval(error.value.mend, {"ln": ln, "model": model})
+    assert [path.name for path in tmp_path.iterdir()] == ["delta.safetensors"]

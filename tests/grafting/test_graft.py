@@ -156,8 +156,9 @@ def test_a_name_is_taken_once():
     graft(model, "scale", ln.nn.LayerScale(8), "blocks.0")
     with pytest.raises(LearnablesError, match="taken"):
         graft(model, "scale", ln.nn.LayerScale(8), "blocks.1")
-    with pytest.raises(LearnablesError, match="cannot have this name"):
-        graft(model, "a.b", ln.nn.LayerScale(8), "blocks.1")
+    for name in ("a.b", "", "2nd", "class"):
+        with pytest.raises(LearnablesError, match="cannot have this name"):
+            graft(model, name, ln.nn.LayerScale(8), "blocks.1")
 
 
 def test_a_width_that_does_not_fit_tells_both_shapes():

@@ -4,7 +4,7 @@ from tests.handwritten import Handwritten
 from torch import nn
 
 import learnables as ln
-from learnables.errors import PolicyError, SelectionError
+from learnables.errors import ArgumentError, PolicyError, SelectionError
 
 
 def test_every_parameter_once_with_all_its_names() -> None:
@@ -62,8 +62,14 @@ def test_the_same_line_run_twice_is_one_annotation() -> None:
 def test_an_unknown_name_offers_the_nearest() -> None:
     with pytest.raises(SelectionError, match=r"'blocks\.0\.gamma'"):
         ln.annotate(Handwritten(), "blocks.0.gama", weight_decay=False)
-    with pytest.raises(SelectionError):
-        ln.inventory(Handwritten())["nothing"]
+    inventory = ln.inventory(Handwritten())
+    with pytest.raises(SelectionError, match=r"where: blocks.0.gama\n[\s\S]*'blocks\.0\.gamma'"):
+        inventory["blocks.0.gama"]
+    for wrong in (None, slice(0, 2), ("blocks.0.gamma",)):
+        with pytest.raises(ArgumentError, match="where: key"):
+            inventory[wrong]
+    with pytest.raises(IndexError):
+        inventory[len(inventory)]
 
 
 @pytest.mark.parametrize(

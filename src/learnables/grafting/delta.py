@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 import learnables.nn as components_of_ours
 from learnables._torch import gather
-from learnables.arguments import require_module
+from learnables.arguments import require_kind, require_module, require_path, require_text
 from learnables.errors import CheckpointError, warn
 from learnables.grafting.graft import Graft, graft, grafts_of
 from learnables.nn.component import Component, built_with
@@ -44,7 +44,8 @@ def save_delta(model: nn.Module, path: str | Path) -> tuple[str, ...]:
         Names of the tensors in the file.
 
     Raises:
-        CheckpointError: The model has no graft.
+        ArgumentError: ``model`` is no module or ``path`` no path.
+        CheckpointError: The model has no graft, or ``path`` is a folder.
 
     Example:
         >>> import tempfile
@@ -65,13 +66,15 @@ def save_delta(model: nn.Module, path: str | Path) -> tuple[str, ...]:
         One checksum over the base parameters; the file holds the rest, a few kB for prompts.
     """
     require_module(model)
-    grafts = grafts_of(model)
-    if not grafts:
+    require_path(path, "path", wanted="the file to write", mend='path="delta.safetensors"')
+    path = Path(path)
+    grafts = _required_grafts(model)
+    if path.is_dir():
         raise CheckpointError(
-            "there is no graft in this model to save",
-            found="0 grafts",
-            wanted="at least one",
-            mend="ln.graft(model, name, component), or ln.save_checkpoint(path, model)",
+            "a delta is one file, and this is a folder",
+            where=str(path),
+            wanted="the file to write",
+            mend=f"ln.save_delta(model, {str(path / 'delta.safetensors')!r})",
         )
     fronts = tuple(f"{g.name}." for g in grafts)
     trains = {name for name, param in model.named_parameters() if param.requires_grad}
@@ -87,7 +90,7 @@ def save_delta(model: nn.Module, path: str | Path) -> tuple[str, ...]:
         "base": _fingerprint(model, {*kept}),
     }
     text = json.dumps(meta, allow_nan=False)
-    replace_file(Path(path), lambda partial: save_file(kept, partial, metadata={DELTA: text}))
+    replace_file(path, lambda partial: save_file(kept, partial, metadata={DELTA: text}))
     return tuple(sorted(kept))
 
 
@@ -112,13 +115,18 @@ def load_delta(
         The handles of the grafts, in the order in which they were put in.
 
     Raises:
+        ArgumentError: An argument is of another kind than it takes.
         CheckpointError: The file is missing, damaged or newer, belongs to another base model, or
-            holds what the model has not or has in another shape.
+            holds what the model has not or has in another shape; or ``components`` has one that the
+            file does not name.
     """
     require_module(model)
+    require_path(path, "path", wanted="a file of ln.save_delta", mend='path="delta.safetensors"')
+    given = _components(components)
     path = Path(path)
     meta, tensors = _read(path)
     base, grafts = _parts(path, meta)
+    _refuse_strangers(path, given, [name for name, *_ in grafts])
     added = tuple(f"{name}." for name, *_ in grafts)
     for name in tensors:
         if not name.startswith(added):
@@ -133,10 +141,10 @@ def load_delta(
                 wanted=f"checksum {base.get(part)}",
                 mend="load the base weights that the delta was trained on first",
             )
-    made = {name: _build(path, name, spec, components or {}) for name, _, _, spec in grafts}
+    made = {name: _build(path, name, spec, given) for name, _, _, spec in grafts}
     device = next((param.device for param in model.parameters()), torch.device("cpu"))
     for name, component in made.items():
-        if name not in (components or {}):
+        if name not in given:
             _become(component.to(device), f"{name}.", tensors)
     own = dict(model.state_dict())
     own.update({f"{n}.{key}": x for n, c in made.items() for key, x in c.state_dict().items()})
@@ -165,6 +173,66 @@ def load_delta(
             found="; ".join(resized),
         )
     return tuple(handles)
+
+
+def _required_grafts(model: nn.Module) -> list[Graft]:
+    """The grafts of ``model``.
+
+    Raises:
+        CheckpointError: There is none; where a module inside has some, it is named.
+    """
+    grafts = grafts_of(model)
+    if grafts:
+        return grafts
+    inside = next((name for name, m in model.named_modules() if grafts_of(m)), None)
+    if inside is not None:
+        raise CheckpointError(
+            "the grafts are not this model's but those of a module in it",
+            where=inside,
+            found="0 grafts of the model",
+            wanted="the model that was given to ln.graft",
+            mend=f"ln.save_delta(model.get_submodule({inside!r}), path)",
+        )
+    raise CheckpointError(
+        "there is no graft in this model to save",
+        found="0 grafts",
+        wanted="at least one",
+        mend="ln.graft(model, name, component), or ln.save_checkpoint(path, model)",
+    )
+
+
+def _components(given: object) -> Mapping[str, nn.Module]:
+    """What was handed over: name → module.
+
+    Raises:
+        ArgumentError: It is something else.
+    """
+    given = {} if given is None else given
+    require_kind(
+        given,
+        "components",
+        Mapping,
+        wanted="a dict, name of the graft → module",
+        mend='components={"extra": component}',
+    )
+    checked: Mapping[str, nn.Module] = given  # type: ignore[assignment]
+    for name, component in checked.items():
+        require_text(name, "components")
+        require_module(component, name)
+    return checked
+
+
+def _refuse_strangers(path: Path, given: Mapping[str, nn.Module], names: list[str]) -> None:
+    for name in given:
+        if name not in names:
+            close = difflib.get_close_matches(name, names, 1, 0.0)
+            raise CheckpointError(
+                "a component was handed over for a graft that the delta does not hold",
+                where=str(path),
+                found=f"components={{{name!r}: …}}",
+                wanted=f"one of {', '.join(map(repr, names))}",
+                mend=f"components={{{close[0]!r}: …}}" if close else "",
+            )
 
 
 def _parts(path: Path, meta: dict[str, Any]) -> tuple[dict[str, Any], list[Any]]:

@@ -8,6 +8,7 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from keyword import iskeyword
 from typing import Literal, TypeAlias, final, get_args
 
 import torch
@@ -15,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from learnables._torch import WRAPPER_PREFIXES, is_compiled, is_dtensor
-from learnables.arguments import require_module, require_text
-from learnables.errors import LearnablesError, SelectionError, ShapeError
+from learnables.arguments import describe, require_module, require_text
+from learnables.errors import ArgumentError, LearnablesError, SelectionError, ShapeError
 from learnables.grafting import hooks
 from learnables.grafting.anatomy import Anatomy
 from learnables.grafting.beside import lay_beside
@@ -185,6 +186,7 @@ def graft(
         A handle: ``handle.remove()``, ``handle.merge()``.
 
     Raises:
+        ArgumentError: An argument is of another kind than it takes.
         SelectionError: ``at`` names nothing; the message offers the nearest names.
         ShapeError: The component does not fit the width of the model.
         LearnablesError: The name is taken, the model takes no tokens, or it is already compiled,
@@ -204,12 +206,15 @@ def graft(
     require_module(model)
     require_module(component, "component")
     require_text(name, "name")
+    _require_paths(at)
     _refuse_wrapped(model)
-    if hasattr(model, name) or not name.isidentifier():
+    if hasattr(model, name) or not name.isidentifier() or iskeyword(name):
         raise LearnablesError(
             "this name is taken" if hasattr(model, name) else "a submodule cannot have this name",
             where=name,
-            found=f"{type(getattr(model, name, name)).__qualname__}",
+            found=f"{type(getattr(model, name)).__qualname__}"
+            if hasattr(model, name)
+            else repr(name),
             wanted="an identifier that the model has not",
             mend="another name, or handle.remove() of the earlier graft",
         )
@@ -244,6 +249,25 @@ def graft(
     _install(made, anatomy)
     _count_tokens(grafts_of(model))
     return made
+
+
+def _require_paths(at: object) -> None:
+    """Refuse what names no place in a model.
+
+    Raises:
+        ArgumentError: ``at`` is neither None nor a path nor several.
+    """
+    several = isinstance(at, (list, tuple)) and at and all(isinstance(one, str) for one in at)
+    if at is None or isinstance(at, str) or several:
+        return
+    path = f"{at}" if isinstance(at, int) and not isinstance(at, bool) else "blocks.0"
+    raise ArgumentError(
+        "this is no place in a model",
+        where="at",
+        found=describe(at),
+        wanted="a path or a glob, as a str, a list of such, or None for what is known of the model",
+        mend=f"at={path!r}",
+    )
 
 
 def _check_kind(name: str, component: nn.Module, where: Where) -> None:

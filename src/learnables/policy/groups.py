@@ -5,7 +5,7 @@ from typing import Any, Literal, overload
 
 from torch import nn
 
-from learnables.arguments import require_number
+from learnables.arguments import require_at_least_zero, require_number
 from learnables.errors import PolicyError, SelectionError
 from learnables.policy.depth import depths
 from learnables.policy.kinds import is_hidden_matrix
@@ -69,10 +69,12 @@ def param_groups(
         ``decay_toward_init``; `ln.attach` carries it out.
 
     Raises:
-        ArgumentError: ``model`` is no module, or ``lr`` or ``weight_decay`` no number.
+        ArgumentError: ``model`` is no module, or ``lr``, ``weight_decay`` or ``layer_decay`` no
+            number.
         SelectionError: Nothing is trainable, or a selector of ``policy`` picks nothing.
-        PolicyError: Declarations disagree, an ``lr_scale`` or a ``layer_decay`` has no ``lr`` to
-            scale, or ``layer_decay`` is not between 0 and 1 or finds no stacked blocks.
+        PolicyError: ``lr`` or ``weight_decay`` is negative or not finite, declarations disagree, an
+            ``lr_scale`` or a ``layer_decay`` has no ``lr`` to scale, or ``layer_decay`` is not
+            between 0 and 1 or finds no stacked blocks.
 
     Example:
         >>> model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
@@ -82,8 +84,10 @@ def param_groups(
         no decay 0.0 ['0.bias', '1.weight', '1.bias']
     """
     if lr is not None:
-        require_number(lr, "lr")
-    require_number(weight_decay, "weight_decay")
+        require_at_least_zero(lr, "lr")
+    require_at_least_zero(weight_decay, "weight_decay")
+    if layer_decay is not None:
+        require_number(layer_decay, "layer_decay")
     plans = [plan for plan in resolve(model, policy) if plan.entry.trainable]
     if not plans:
         raise SelectionError(

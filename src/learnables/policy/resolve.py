@@ -121,23 +121,29 @@ def resolve(model: nn.Module, policy: Policy | None = None) -> tuple[Plan, ...]:
 
 def _given(found: tuple[Entry, ...], policy: Policy | None) -> dict[int, list[Statement]]:
     out: dict[int, list[Statement]] = {}
+    if not (policy is None or isinstance(policy, Iterable)):
+        raise _unpaired(f"policy={policy!r}")
     pairs = list(policy.items() if isinstance(policy, Mapping) else policy or ())
     at = caller()
     for pair in pairs:
         if not (
             isinstance(pair, (tuple, list)) and len(pair) == 2 and isinstance(pair[1], Mapping)
         ):
-            raise PolicyError(
-                "a policy pairs selectors with fields",
-                found=f"{pair!r} in policy=",
-                wanted="{selector: {field: value}}, or a list of such pairs",
-                mend="policy={'*.gamma': {'weight_decay': False}}",
-            )
+            raise _unpaired(f"{pair!r} in policy=")
     for selector, fields in pairs:
         statement = Statement(check_fields(dict(fields)), f"{selector!r} at {at}", "policy=")
         for entry in select(found, selector):
             out.setdefault(entry.index, []).append(statement)
     return out
+
+
+def _unpaired(found: str) -> PolicyError:
+    return PolicyError(
+        "a policy pairs selectors with fields",
+        found=found,
+        wanted="{selector: {field: value}}, or a list of such pairs",
+        mend="policy={'*.gamma': {'weight_decay': False}}",
+    )
 
 
 def _plan(entry: Entry, given: list[Statement]) -> Plan:

@@ -1,5 +1,6 @@
 """The inventory: every parameter once, as a table that prints and can be asked why."""
 
+import difflib
 import io
 import shutil
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from typing import final
 
 from torch import nn
 
+from learnables.arguments import require_text
 from learnables.errors import SelectionError
 from learnables.policy.resolve import Plan, Policy, resolve
 from learnables.select import Selector, select
@@ -35,11 +37,25 @@ class Inventory:
         return iter(self._plans)
 
     def __getitem__(self, key: int | str) -> Plan:
-        """The plan at a position, or of the parameter with this name (or one of its names)."""
+        """The plan at a position, or of the parameter with this name (or one of its names).
+
+        Raises:
+            ArgumentError: ``key`` is neither a position nor a name.
+            SelectionError: There is no such parameter; the message offers the nearest names.
+            IndexError: There is no such position.
+        """
         if isinstance(key, int):
             return self._plans[key]
+        require_text(key, "key")
         if key not in self._by_name:
-            select([plan.entry for plan in self._plans], lambda entry: key in entry.names)
+            close = difflib.get_close_matches(key, self._by_name, 3, 0.4)
+            raise SelectionError(
+                "the model has no parameter of this name",
+                where=key,
+                found=f"{len(self)} parameters, none of them this",
+                wanted="a name as named_parameters() gives it",
+                mend=f"one of {', '.join(map(repr, close or list(self._by_name)[:3]))}",
+            )
         return self._by_name[key]
 
     def select(self, selector: Selector) -> "Inventory":
