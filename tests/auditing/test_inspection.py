@@ -1,8 +1,13 @@
 """`learnables inspect`: files of every kind, beside models and other files."""
 
+import gzip
 import json
 import pickle
+import shlex
+import sqlite3
 import zipfile
+from contextlib import closing
+from pathlib import Path
 
 import pytest
 import torch
@@ -204,6 +209,12 @@ def bomb(path):
         archive.writestr("a/data.pkl", b"\0" * (100 << 20))
 
 
+def database(path):
+    with closing(sqlite3.connect(path)) as opened:
+        opened.execute("create table steps (step)")
+        opened.commit()
+
+
 BAD = {
     "absent": (lambda path: None, "there is no checkpoint"),
     "code": (lambda path: torch.save({"a": Evil()}, path), "only be read by executing"),
@@ -223,7 +234,30 @@ BAD = {
         "damaged",
     ),
     "empty": (lambda path: path.write_bytes(b""), "damaged"),
-    "text": (lambda path: path.write_text("import torch\n" * 20), "damaged"),
+    "cut in its first bytes": (lambda path: path.write_bytes(b"\x10\0\0"), "damaged"),
+    "header of no text": (
+        lambda path: path.write_bytes((20).to_bytes(8, "little") + b"{" + b"\xff" * 40),
+        "damaged",
+    ),
+    "text": (
+        lambda path: path.write_text("import torch\n" * 20),
+        "no checkpoint\n  where: {path}\n  found: text, which begins with 'import torch'",
+    ),
+    "text of another script": (
+        lambda path: path.write_text("可学习的参数" * 20, "utf-8"),  # 120 bytes end inside a letter
+        "found: text, which begins with '可学习",
+    ),
+    "gzip": (lambda path: path.write_bytes(gzip.compress(b"a" * 99)), "found: a gzip archive"),
+    "picture": (
+        lambda path: path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(99)),
+        "found: a picture",
+    ),
+    "run": (database, "found: an SQLite database, as ln.watch writes"),
+    "noise": (lambda path: path.write_bytes(bytes(range(130, 230))), "found: 100 bytes of no kind"),
+    "zip of something": (
+        lambda path: zipfile.ZipFile(path, "w").writestr("a/b.txt", "c"),
+        "found: a zip archive, without",
+    ),
     "no tensors": (lambda path: torch.save({"epoch": 3}, path), "holds no named tensors"),
     "list": (lambda path: torch.save([torch.ones(2)], path), "holds no named tensors"),
     "bomb": (bomb, "claim to be"),
@@ -238,8 +272,18 @@ def test_a_bad_file_is_refused_with_its_name_and_nothing_of_it_runs(case, tmp_pa
     write(tmp_path / "file")
     with pytest.raises(CheckpointError, match="file") as caught:
         inspect_file(tmp_path / "file")
-    assert words in str(caught.value)
+    assert words.format(path=tmp_path / "file") in str(caught.value)
     assert not (tmp_path / "executed").exists()
+
+
+def test_a_script_is_told_from_a_damaged_checkpoint_and_what_runs_it_is_said(tmp_path):
+    path = tmp_path / "train it.py"
+    path.write_text('"""Trains."""\n\nimport torch\n')
+    with pytest.raises(CheckpointError, match="this file is no checkpoint") as caught:
+        run_inspect(path)
+    assert "damaged" not in str(caught.value)
+    program, command, script = shlex.split(caught.value.mend)
+    assert (program, command, Path(script)) == ("learnables", "run", path)
 
 
 def test_hostile_names_are_spelt_out(tmp_path):

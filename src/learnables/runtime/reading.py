@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shlex
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -16,7 +17,7 @@ from torch import Tensor
 from learnables._torch import storage_key
 from learnables.errors import CheckpointError
 from learnables.runtime.checkpoint import read_checkpoint
-from learnables.runtime.untrusted import header_text
+from learnables.runtime.untrusted import header_text, looks_like
 
 DELTA = "learnables_delta"
 """Key of the header under which a delta says what went where; see `ln.save_delta`."""
@@ -34,6 +35,7 @@ _HELD_AT = (
     "weights",
     "ema",
 )
+_GLANCE = 120  # bytes that tell one kind of file from another
 _UNPACKED = 64 << 20  # bytes from which on an archive must not be a hundred times what lies there
 _RATIO = 100
 
@@ -67,7 +69,8 @@ def read_state(path: str | Path) -> StateFile:
     is refused.
 
     Raises:
-        CheckpointError: There is no such file, it is damaged or hostile, or holds no named tensors.
+        CheckpointError: There is no such file, it is none of these, damaged or hostile, or holds no
+            named tensors.
 
     Example:
         >>> import tempfile, pathlib
@@ -79,20 +82,26 @@ def read_state(path: str | Path) -> StateFile:
 
     Cost:
         The file once in host memory.
-    """
+    """  # noqa: DOC501 - _stranger and _damaged make it
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(
             "there is no checkpoint", where=str(path), wanted="a safetensors or torch.save file"
         )
     with path.open("rb") as file:
-        magic = file.read(9)
+        front = file.read(_GLANCE)
+    magic = front[:9]
     # The length of a safetensors header may begin with the byte of a pickle; JSON follows on it.
     says_length = int.from_bytes(magic[:8], "little") <= path.stat().st_size - 8
     is_safetensors = says_length and magic.endswith(b"{")
     if magic.startswith((b"PK\x03\x04", b"\x80")) and not is_safetensors:
         return _read_torch(path)
-    header = header_text(path)
+    if len(magic) == 9 and not magic.endswith(b"{"):  # no safetensors, not even a part of one
+        raise _stranger(path, looks_like(front))
+    try:
+        header = header_text(path)
+    except UnicodeDecodeError as error:
+        raise _damaged(path, str(error)) from None
     if '"learnables"' in header[:64]:
         return _read_ours(path)
     return _read_safetensors(path)
@@ -136,7 +145,7 @@ def _of_delta(path: Path, text: str) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def _read_torch(path: Path) -> StateFile:
-    _refuse_bombs(path)
+    _refuse_others_and_bombs(path)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # of an unusual pickle protocol
@@ -164,11 +173,14 @@ def _read_torch(path: Path) -> StateFile:
     return StateFile(path, "torch.save", _some(path, state), ties, about)
 
 
-def _refuse_bombs(path: Path) -> None:
+def _refuse_others_and_bombs(path: Path) -> None:
     if not zipfile.is_zipfile(path):
         return
     with zipfile.ZipFile(path) as archive:
-        whole = sum(part.file_size for part in archive.infolist())
+        parts = archive.infolist()
+    if not any(part.filename.endswith("data.pkl") for part in parts):
+        raise _stranger(path, "a zip archive, without what torch.save puts into one")
+    whole = sum(part.file_size for part in parts)
     size = path.stat().st_size
     if whole > max(_UNPACKED, _RATIO * size):
         raise _damaged(path, f"{size:,} bytes that claim to be {whole:,}")
@@ -208,6 +220,16 @@ def _some(path: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
             wanted="a state dict, or a dict that has one under 'state_dict' or 'model'",
         )
     return state
+
+
+def _stranger(path: Path, kind: str) -> CheckpointError:
+    return CheckpointError(
+        "this file is no checkpoint",
+        where=str(path),
+        found=kind or f"{path.stat().st_size:,} bytes of no kind that is known here",
+        wanted="a file of ln.save_checkpoint, of ln.save_delta, of safetensors or of torch.save",
+        mend=f"learnables run {shlex.quote(str(path))}" if path.suffix == ".py" else "",
+    )
 
 
 def _damaged(path: Path, found: str) -> CheckpointError:

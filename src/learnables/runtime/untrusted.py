@@ -10,6 +10,7 @@ import json
 import os
 import re
 import zlib
+from codecs import getincrementaldecoder
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ FORMAT = 1
 FOLDER_OF_SHARDS = re.compile(r"[^/\\\0]+\.shards-[0-9a-f]{16}")
 FILE_OF_SHARDS = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _LENGTH = 8  # bytes at the front of a safetensors file: how long its header is
+_GLANCE = 120  # bytes that tell text from what is none
 _HEADER = 8 << 20  # a header may always be so long: about 25 000 tensors
 _SHARE = 4  # of a larger file this part may be header
 _PARSED = 96 << 20  # bytes that our part of the header may take once it is parsed
@@ -35,6 +37,9 @@ _KNOWN = {  # what people take for a checkpoint, by its first bytes
     b"\x89HDF": "an HDF5 file",
     b"GGUF": "a GGUF file",
     b"\x7fELF": "a program",
+    b"SQLite format 3": "an SQLite database, as ln.watch writes",
+    b"\x89PNG": "a picture",
+    b"\xff\xd8\xff": "a picture",
     b"#!": "a script",
 }
 
@@ -104,12 +109,32 @@ def header_text(path: Path) -> str:
         front = file.read(_LENGTH)
         length = int.from_bytes(front, "little")
         if len(front) < _LENGTH or length > size - _LENGTH:
-            kind = next((kind for magic, kind in _KNOWN.items() if front.startswith(magic)), "")
+            kind = looks_like(front + file.read(_GLANCE))
             claimed = f"a header of {length:,} bytes in a file of {size:,}"
             refuse(path, f"this looks like {kind}" if kind else claimed)
         if length > max(_HEADER, size // _SHARE):
             refuse(path, f"{length:,} of its {size:,} bytes are header")
         return file.read(length).decode("utf-8")
+
+
+def looks_like(front: bytes) -> str:
+    """What a file is that begins like this, in words; empty where its bytes say nothing.
+
+    Example:
+        >>> looks_like(b"import torch")
+        "text, which begins with 'import torch'"
+    """
+    for magic, kind in _KNOWN.items():
+        if front.startswith(magic):
+            return kind
+    try:
+        text = getincrementaldecoder("utf-8")().decode(front)  # its last letter may be cut in two
+    except UnicodeDecodeError:
+        return ""
+    if text and all(letter.isprintable() or letter in "\t\n\r\f" for letter in text):
+        begins = next((line.strip() for line in text.splitlines() if line.strip()), "")
+        return f"text, which begins with {begins[:40]!r}"
+    return ""
 
 
 def _meta_text(path: Path, header: str) -> str:
