@@ -99,6 +99,46 @@ def test_with_a_closure_it_is_pulled_where_it_is_without(kind, rounding, by_keyw
     torch.testing.assert_close(ends[1], ends[0], rtol=rtol, atol=rtol)
 
 
+@pytest.mark.parametrize("search", [None, "strong_wolfe"])
+@pytest.mark.parametrize("evaluations", [1, 6])
+def test_lbfgs_is_pulled_once_a_step_however_often_it_evaluates(search, evaluations) -> None:
+    """Slow twin: a plain step, and the pull reckoned by hand from where the step began."""
+
+    class Matrix(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.matrix = ln.parameter(torch.eye(3), weight_decay="init")
+
+    torch.manual_seed(0)
+    x = torch.randn(8, 3, dtype=torch.float64)
+    y, start, ends, calls = x @ torch.diag(torch.arange(1.0, 4.0)).double(), torch.eye(3), [], []
+    for attached in (True, False):
+        model = Matrix().double()
+        groups = ln.param_groups(model, lr=0.5, weight_decay=0.2)  # one: it takes no more
+        options = {"max_iter": evaluations, "line_search_fn": search}
+        optimizer = torch.optim.LBFGS(groups, **options)
+        if attached:
+            ln.attach(model, optimizer)
+
+        def evaluate(model=model, optimizer=optimizer):
+            calls.append(1)
+            optimizer.zero_grad()
+            loss = (x @ model.matrix - y).square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            before = model.matrix.detach().clone()
+            optimizer.step(evaluate)
+            if not attached:
+                with torch.no_grad():
+                    model.matrix += 0.5 * 0.2 * (start - before)
+        ends.append(model.matrix.detach())
+    assert len(calls) >= 3 * 2 * evaluations
+    torch.testing.assert_close(ends[0], ends[1], rtol=1e-12, atol=1e-12)
+    assert (ends[0] - torch.diag(torch.arange(1.0, 4.0))).abs().max() > 0.05, "pulled at all"
+
+
 def test_a_parameter_that_a_closure_gives_no_gradient_is_not_pulled() -> None:
     model, optimizer = made()
     ln.attach(model, optimizer)
