@@ -7,9 +7,35 @@ from pathlib import Path
 _PACKAGE = str(Path(__file__).parent)
 
 
+def visible(text: str) -> str:
+    r"""``text`` on one line, with everything that is not seen spelt out: ``\x1b``, ``\u202e``.
+
+    For terminals, and the first step of most others. Unicode decides what is seen: controls, what
+    overrides the direction of text, unpaired surrogates, what has no meaning and every space but
+    the plain one are spelt.
+
+    Example:
+        >>> print(visible("a\x1b[31mb"))
+        a\x1b[31mb
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _spelt(ord(c)) for c in text)
+
+
+def _spelt(code: int) -> str:
+    if code < 0x100:
+        return f"\\x{code:02x}"
+    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+
+
 def lay_out(what: str, **parts: str) -> str:
-    """Write ``what`` on one line, then each non-empty part indented below it."""
-    return "\n".join([what, *(f"  {key}: {text}" for key, text in parts.items() if text)])
+    """Write ``what`` on one line, then each non-empty part indented below it.
+
+    They name parameters, and a name may hold what commands a terminal: it is spelt out.
+    """
+    lines = [what, *(f"  {key}: {text}" for key, text in parts.items() if text)]
+    return "\n".join(visible(part) for line in lines for part in line.split("\n"))
 
 
 class LearnablesError(Exception):

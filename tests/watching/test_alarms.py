@@ -1,10 +1,14 @@
+import contextlib
+import io
 import math
+import warnings
 
 import pytest
 import torch
 from torch import nn
 
 import learnables as ln
+from learnables.watching import AlarmRaised
 
 
 class Model(nn.Module):
@@ -34,7 +38,36 @@ def train(folder, model, optimizer, steps=12, before=None, after=None, every=1, 
                 after(step)
     assert watcher.failed is None
     assert [str(a) for a in watcher.run().alarms] == [str(a) for a in watcher.alarms]
+    for alarm in watcher.alarms:
+        says_all_five_parts(alarm, model, optimizer)
     return watcher.alarms
+
+
+def says_all_five_parts(alarm, model, optimizer):
+    """And what it says to type can be typed, with the names that a reader has."""
+    parts = alarm.parts()
+    assert list(parts) == ["what", "where", "found", "wanted", "mend"]
+    assert all(parts.values()), parts
+    assert parts["where"].startswith(f"{alarm.name or 'the run'}, step {alarm.step}")
+    said = str(alarm).splitlines()
+    assert [line.split(":")[0].strip() for line in said[1:]] == list(parts)[1:]
+
+    def step():
+        optimizer.zero_grad()
+        width = next(p for p in model.parameters() if p.ndim == 2).shape[1]
+        loss = model(torch.randn(8, width)).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    scope = {"ln": ln, "torch": torch, "model": model, "optimizer": optimizer, "step": step}
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        torch.autograd.set_detect_anomaly(False),  # put back afterwards
+        warnings.catch_warnings(),
+    ):
+        warnings.simplefilter("ignore")  # what was broken may still say so
+        exec(alarm.mend, scope)
 
 
 def adam(model, **kwargs):
@@ -123,6 +156,8 @@ def test_a_scaler_that_skips_much_is_seen(tmp_path):
             scaler.step(optimizer)
             scaler.update()
     assert "skipped-steps" in {a.kind for a in watcher.alarms}
+    for alarm in watcher.alarms:
+        says_all_five_parts(alarm, model, optimizer)
     assert sum(o.skips for o in watcher.run().observations) > 5
 
 
@@ -205,6 +240,8 @@ def test_a_weight_that_nears_the_end_of_float16_is_seen(tmp_path, dtype, sign, f
             model.forward(torch.full((32, 4), 4.0)).backward()
             optimizer.step()
     assert kinds(watcher.alarms) == ({("saturation", "gain")} if found else set())
+    for alarm in watcher.alarms:
+        says_all_five_parts(alarm, model, optimizer)
 
 
 @pytest.mark.parametrize("immediate", [True, False], ids=["at once", "read later"])
@@ -254,3 +291,21 @@ def named_correctly(folder, quantity, immediate, seed):
     alarm = watcher.alarms[0]
     assert (alarm.kind, alarm.name, alarm.step) == ("non-finite", name, at), (alarm, name, at)
     assert f"in the {quantity} of" in alarm.found
+    says_all_five_parts(alarm, model, optimizer)
+
+
+def test_a_hostile_name_commands_no_terminal_by_its_alarm(tmp_path):
+    name = "\x1b[2J\nall is well"
+    model = nn.Linear(4, 1)
+    model.register_parameter(name, nn.Parameter(torch.ones(1)))
+    optimizer = adam(model)
+    with ln.watch(model, optimizer, every=1, to=tmp_path, on_alarm="stop") as watcher:
+        model.get_parameter(name).grad = torch.full((1,), math.nan)
+        with pytest.raises(AlarmRaised) as caught:
+            optimizer.step()
+    (alarm,) = watcher.alarms
+    assert alarm.name == name
+    for text in (str(alarm), str(caught.value)):
+        assert len(text.splitlines()) == 5
+        assert all(line.isprintable() for line in text.splitlines())
+        assert r"\x1b[2J\x0aall is well, step 1" in text

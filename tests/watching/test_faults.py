@@ -321,6 +321,8 @@ def test_an_optimizer_that_is_swapped_leaves_a_hole_and_an_alarm(tmp_path):
             train(model, other, steps=1)
             watcher.log_scalars(step, {"loss": 0.0})
     assert [a.kind for a in watcher.alarms] == ["silent"]
+    assert all(watcher.alarms[0].parts().values())
+    ln.watch(model, other, to=None).close()  # what it says to type
     assert len(watcher.run().observations) == 3
 
 

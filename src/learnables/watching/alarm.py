@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from learnables.errors import lay_out
+from learnables.errors import lay_out, visible
 
 
 @dataclass(frozen=True)
@@ -32,16 +32,17 @@ class Alarm:
     rank: int | None = None
 
     def parts(self) -> dict[str, str]:
-        """The five parts, as the errors of this package take them."""
+        """The five parts, as the errors of this package take them; each is one line to be seen."""
         where = f"{self.name or 'the run'}, step {self.step}"
         where += f", rank {self.rank}" if self.rank is not None else ""
-        return {
+        parts = {
             "what": f"{self.kind}: {self.what}",
             "where": where,
             "found": self.found,
             "wanted": self.wanted,
             "mend": self.mend,
         }
+        return {part: visible(text) for part, text in parts.items()}
 
     def __str__(self) -> str:
         """The message in five parts."""

@@ -349,7 +349,7 @@ def _nonfinite(seen: Sighting, names: Sequence[str]) -> Alarm:
         "weight": (
             "the weight is not finite before the step",
             "finite values, which nobody but the optimizer writes",
-            "",
+            "print(ln.audit(model, optimizer, step))",
         ),
         "gradient": (
             "the gradient is not finite",
@@ -359,7 +359,7 @@ def _nonfinite(seen: Sighting, names: Sequence[str]) -> Alarm:
         "update": (
             "the weight is not finite after the step, though its gradient was",
             "finite values; a larger eps, a smaller lr",
-            "optimizer.param_groups",
+            "for group in optimizer.param_groups: group['lr'] *= 0.1",
         ),
     }[seen.quantity]
     return Alarm(

@@ -11,27 +11,7 @@ import unicodedata
 from html import escape as _escape
 from typing import Any
 
-
-def visible(text: str) -> str:
-    r"""``text`` on one line, with everything that is not seen spelt out: ``\x1b``, ``\u202e``.
-
-    For terminals, and the first step of most others. Unicode decides what is seen: controls, what
-    overrides the direction of text, unpaired surrogates, what has no meaning and every space but
-    the plain one are spelt.
-
-    Example:
-        >>> print(visible("a\x1b[31mb"))
-        a\x1b[31mb
-    """
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else _spelt(ord(c)) for c in text)
-
-
-def _spelt(code: int) -> str:
-    if code < 0x100:
-        return f"\\x{code:02x}"
-    return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+from learnables.errors import visible as visible
 
 
 def html(text: str) -> str:
