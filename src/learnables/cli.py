@@ -70,7 +70,9 @@ _Ignore = Annotated[list[str] | None, typer.Option(help="No rules with these.")]
 _Format = Annotated[
     str, typer.Option("--format", help="text, json, jsonl, sarif, github or junit.")
 ]
-_Output = Annotated[Path | None, typer.Option(help="Write the report to this file.")]
+_Output = Annotated[
+    Path | None, typer.Option(dir_okay=False, help="Write the report to this file.")
+]
 
 
 @app.command(context_settings={"allow_interspersed_args": False, "ignore_unknown_options": False})
@@ -94,7 +96,8 @@ def run(
     """Run an unmodified training script and say which of its parameters do not train, and why.
 
     The first iterations are observed; the report goes to standard error while the script goes on as
-    if nothing had been. Its exit code is kept. With torchrun: torchrun … -m learnables run SCRIPT.
+    if nothing had been. Its exit code is kept. Options of ours come before SCRIPT; what follows is
+    the script's. With torchrun: torchrun … -m learnables run SCRIPT.
 
     Raises:
         Exit: With the exit code of the script.
@@ -130,10 +133,11 @@ def audit(
     select: _Select = None,
     ignore: _Ignore = None,
     baseline: Annotated[
-        Path | None, typer.Option(help="Report only what is not in this file.")
+        Path | None, typer.Option(dir_okay=False, help="Report only what is not in this file.")
     ] = None,
     write_baseline: Annotated[
-        Path | None, typer.Option(help="Write what is found to this file, and succeed.")
+        Path | None,
+        typer.Option(dir_okay=False, help="Write what is found to this file, and succeed."),
     ] = None,
     probe: Annotated[
         list[str] | None,
@@ -304,7 +308,7 @@ def vit(
         Path | None, typer.Option(help="Folder of a run to go on with; alone, or with --device.")
     ] = None,
     threads: Annotated[
-        int | None, typer.Option(help="CPU threads per process; torch decides if not said.")
+        int | None, typer.Option(min=1, help="CPU threads per process; torch decides if not said.")
     ] = None,
 ) -> None:
     """Train a Vision Transformer: audited before the first step, watched, with a report at the end.
@@ -429,17 +433,17 @@ def bench_sparse(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch; all when left out.")] = None,
-    seconds: Annotated[float, typer.Option(help="For each layer.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.001, help="For each layer.")] = 1.0,
 ) -> None:
     """Which linear layer pays here: dense, block-sparse, low-rank or dynamic, forward and backward.
 
     Raises:
-        BadParameter: There is no such floating dtype, or the block does not fit.
+        BadParameter: There is no such floating dtype or device, or the block does not fit.
     """
     from learnables.errors import LayoutError
     from learnables.nn.comparison import compare
 
-    kind = _set_up(dtype, threads)
+    kind = _set_up(dtype, threads, device)
     try:
         found = compare(
             in_features,
@@ -467,16 +471,17 @@ def bench_layout(
     dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or float64.")] = "float32",
     device: Annotated[str, typer.Option(help="cpu, cuda, …")] = "cpu",
     threads: Annotated[int | None, typer.Option(min=1, help="Of torch; all when left out.")] = None,
-    seconds: Annotated[float, typer.Option(help="For each number of the table.")] = 1.0,
+    seconds: Annotated[float, typer.Option(min=0.001, help="For each number of the table.")] = 1.0,
 ) -> None:
     """Whether the memory layout of a weight matters here, beside how much the measuring wavers.
 
     Raises:
-        BadParameter: There is no such floating dtype, or the kernel is larger than the images.
+        BadParameter: There is no such floating dtype or device, or the kernel is larger than the
+            images.
     """
     from learnables.runtime.layout_comparison import compare_layouts
 
-    kind = _set_up(dtype, threads)
+    kind = _set_up(dtype, threads, device)
     if kernel is not None and kernel > side:
         raise typer.BadParameter(f"images of {side} x {side} are smaller", param_hint="--kernel")
     found = compare_layouts(
@@ -492,20 +497,38 @@ def bench_layout(
     typer.echo(str(found))
 
 
-def _set_up(dtype: str, threads: int | None) -> "torch.dtype":
+def _set_up(dtype: str, threads: int | None, device: str) -> "torch.dtype":
     """The dtype of that name, after the number of threads is set.
 
     Raises:
-        BadParameter: There is no such floating dtype.
+        BadParameter: There is no such floating dtype, or no such device.
     """
     import torch
 
     kind = getattr(torch, dtype, None)
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise typer.BadParameter(f"{dtype} is no floating dtype of torch", param_hint="--dtype")
+    _require_device(device)
     if threads is not None:
         torch.set_num_threads(threads)
     return kind
+
+
+def _require_device(device: str) -> None:
+    """Refuse a device that is not there.
+
+    Raises:
+        BadParameter: It is not.
+    """
+    from learnables.errors import LearnablesError
+    from learnables.recipes.vit.crew import find_device
+
+    try:
+        find_device(device)
+    except LearnablesError as error:
+        raise typer.BadParameter(
+            f"{error.found}; wanted: {error.wanted}", param_hint="--device"
+        ) from error
 
 
 @bench.command("ranks")
@@ -518,10 +541,12 @@ def bench_ranks(
     """Whether audit, statistics, watch, projections and checkpoints agree on one and many ranks.
 
     Raises:
+        BadParameter: There is no such device.
         Exit: With 1 where an answer differs.
     """
     from learnables.testing.ranks import compare_ranks_with_one
 
+    _require_device(device)
     table = compare_ranks_with_one(ranks or (2, 4), device=device)
     typer.echo(str(table))
     if not table.all_equal:
@@ -560,6 +585,11 @@ def plan(
             built = build(factory)
     except UsersError as error:
         typer.echo(error.told, err=True, nl=False)
+        typer.echo(
+            "This ran on the meta device, where tensors have no values: what needs some belongs "
+            'under `if __name__ == "__main__":`.',
+            err=True,
+        )
         raise typer.Exit(2) from error
     held = built.get("optimizers") or built.get("optimizer") or ()
     found = footprint(built["model"], held, strategy, ranks=ranks)  # type: ignore[arg-type]

@@ -206,6 +206,13 @@ def test_a_file_is_written_as_a_whole_and_a_stream_in_its_own_encoding(tmp_path:
         writers.emit(report, "yaml")
 
 
+def test_a_place_that_cannot_be_written_to_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file is no folder")
+    with pytest.raises(LearnablesError, match="the report cannot be written") as error:
+        writers.put("text", tmp_path / "file" / "report.txt")
+    assert error.value.where.endswith("report.txt")
+
+
 def test_colours_only_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

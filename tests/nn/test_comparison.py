@@ -27,7 +27,7 @@ def test_the_advice_follows_from_the_numbers() -> None:
         Row("block-sparse, density 0.1", 0.1, 0.2, 1),
         Row("low rank, rank 5", 0.1, 0.15, 1),
     )
-    assert "up to a density of 0.1" in Comparison(rows, 0.1, "here").advice[0]
+    assert "up to density 0.1" in Comparison(rows, 0.1, "here").advice[0]
     assert "1 of 1" in Comparison(rows, 0.1, "here").advice[1]
     assert "no time at any density" in Comparison(rows, 0.0, "here").advice[0]
 

@@ -280,7 +280,7 @@ class _Speaker:
         """Say that the audit could not be made; the script goes on."""
         self.has_failed = True
         if isinstance(error, (LearnablesError, OSError)):
-            self.say(f"the report could not be written: {error}")
+            self.say(str(error))
             return
         import traceback
 

@@ -431,10 +431,21 @@ def put(text: str, output: Path | None = None, stream: TextIO | None = None) -> 
         text: The text.
         output: The file; None or ``-`` for the stream.
         stream: Where to, without a file; standard output when not given.
+
+    Raises:
+        LearnablesError: The file cannot be written.
     """
     if output is not None and str(output) != "-":
         data = text.encode("utf-8", "backslashreplace")
-        replace_file(output, lambda draft: _fill(draft, data))
+        try:
+            replace_file(output, lambda draft: _fill(draft, data))
+        except OSError as error:
+            raise LearnablesError(
+                "the report cannot be written",
+                where=str(output),
+                found=f"{type(error).__name__}: {error.strerror}",
+                wanted="a file in a place that can be written to",
+            ) from error
         return
     stream = sys.stdout if stream is None else stream
     encoding = stream.encoding or "utf-8"
@@ -463,7 +474,7 @@ def emit(
         stream: Where to, without a file; standard output when not given.
 
     Raises:
-        LearnablesError: There is no such format.
+        LearnablesError: There is no such format, or the file cannot be written.
     """
     to_stream = output is None or str(output) == "-"
     stream = sys.stdout if stream is None else stream

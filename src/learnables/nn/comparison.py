@@ -65,7 +65,7 @@ class Comparison:
         if not self.break_even:
             sparse = "Block-sparse saves memory here, but no time at any density measured."
         else:
-            sparse = f"Block-sparse is quicker than dense up to a density of {self.break_even:g}."
+            sparse = f"Block-sparse is quicker than dense up to density {self.break_even:.2g}."
         pairs = [
             (row, low)
             for row in self.rows

@@ -1,6 +1,7 @@
 """What ``learnables train vit`` does with its options."""
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -80,7 +81,8 @@ def run(
         return 0 if result.finished else INTERRUPTED
     if not result.finished:
         print(
-            f"stopped after step {result.steps}; go on with: learnables train vit --resume {folder}"
+            f"stopped after step {result.steps}; go on with: "
+            f"learnables train vit --resume {shlex.quote(str(folder))}"
         )
         return INTERRUPTED
     print(

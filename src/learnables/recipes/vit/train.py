@@ -445,12 +445,12 @@ class Job:
         return {name: part for name, part in also.items() if part is not None}
 
     def introduction(self) -> str:
-        """One line for the terminal."""
+        """Two lines for the terminal."""
         channels, height, width = self.images.shape
         return (
             f"{self.images.name}: {len(self.images.train):,} training and "
-            f"{len(self.images.test):,} test images of {height}×{width}×{channels}; "
-            f"ViT with {self.parameters:,} parameters; {self.steps:,} steps on "
+            f"{len(self.images.test):,} test images of {height}×{width}×{channels}\n"
+            f"ViT: {self.parameters:,} parameters, {self.steps:,} steps on "
             f"{self.crew.size} × {self.crew.device}"
             + (f", {self.config.strategy}" if self.crew.size > 1 else "")
         )
