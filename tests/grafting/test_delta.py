@@ -1,6 +1,7 @@
 """A delta file goes into the model it came from, and into no other."""
 
 import json
+import zlib
 
 import pytest
 import torch
@@ -114,7 +115,9 @@ def rewritten(file, change):
     with safe_open(file, framework="pt") as opened:
         meta = json.loads(opened.metadata()["learnables_delta"])
     change(meta)
-    save_file(load_file(file), file, metadata={"learnables_delta": json.dumps(meta)})
+    text = json.dumps(meta)
+    header = {"learnables_delta": text, "learnables_delta_crc32": str(zlib.crc32(text.encode()))}
+    save_file(load_file(file), file, metadata=header)
 
 
 def test_a_newer_file_is_refused(tmp_path):
@@ -199,6 +202,160 @@ def test_a_name_that_the_model_has_not_offers_the_nearest(tmp_path):
     with pytest.raises(CheckpointError, match=r"where: head.bias[\s\S]*header.bias"):
         ln.load_delta(other, file)
     assert not hasattr(other, "extra")
+
+
+def everything(model):
+    """What a refused file could have changed: values, names, hooks, attributes, modes."""
+    return (
+        {name: value.clone() for name, value in model.state_dict().items()},
+        {name: [*vars(m), *map(repr, vars(m).values())] for name, m in model.named_modules()},
+    )
+
+
+def is_untouched(model, before):
+    values, attributes = everything(model)
+    same = attributes == before[1] and values.keys() == before[0].keys()
+    return same and all(torch.equal(values[name], before[0][name]) for name in values)
+
+
+def test_a_file_with_any_bit_flipped_or_cut_anywhere_is_refused_and_changes_nothing(tmp_path):
+    file, model = saved(tmp_path), fresh()
+    raw, before = file.read_bytes(), everything(model)
+    broken = [raw[:at] for at in range(len(raw))]
+    broken += [bytes((*raw[:at], raw[at] ^ 1 << at % 8, *raw[at + 1 :])) for at in range(len(raw))]
+    broken.append(raw + b"\0")
+    strangers = 0
+    for bytes_ in broken:
+        file.write_bytes(bytes_)
+        with pytest.raises(CheckpointError):
+            ln.load_delta(model, file)
+        try:
+            strangers += inspect_file(file).kind == "safetensors"
+        except CheckpointError:
+            continue
+    # Under another key than this one it is a file of bare tensors.
+    assert 0 < strangers <= len("learnables_delta")
+    assert is_untouched(model, before)
+    file.write_bytes(raw)
+    ln.load_delta(model, file)
+
+
+def test_a_load_that_fails_halfway_leaves_the_model_as_it_was(tmp_path, monkeypatch):
+    model, file = fresh(), tmp_path / "delta"
+    ln.graft(model, "first", ln.nn.Prompts(4, 8), "blocks.*")
+    ln.graft(model, "extra", ln.nn.LayerScale(8, 0.5), "blocks.1")
+    trained(model, torch.randn(2, 5, 3))
+    ln.save_delta(model, file)
+    other = fresh()
+    before, load = everything(other), Stack.load_state_dict
+
+    def interrupted(self, *args, **options):
+        monkeypatch.undo()
+        load(self, *args, **options)  # everything is in its place
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Stack, "load_state_dict", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        ln.load_delta(other, file)
+    assert is_untouched(other, before)
+    ln.load_delta(other, file)
+    assert is_same(model, other)
+
+
+class Normed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.norm, self.head = nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Linear(8, 2)
+        self.free = nn.BatchNorm1d(2, affine=False)
+
+    def forward(self, x):
+        return self.free(self.head(self.norm(self.body(x))))
+
+
+def normed(seed=0):
+    torch.manual_seed(seed)
+    return Normed()
+
+
+HELD = {"held": ("extra.*", {"free"}), "trained": (["extra.*", "norm.*"], {"free", "norm"})}
+
+
+@pytest.mark.parametrize("kind", [*HELD, "frozen by hand"])
+def test_running_statistics_that_moved_go_with_the_delta(kind, tmp_path):
+    model, file, x = normed(), tmp_path / "delta", torch.randn(9, 3)
+    ln.graft(model, "extra", ln.nn.LayerScale(8, 0.5), "body")
+    if kind in HELD:
+        ln.train_only(model, HELD[kind][0])
+    else:
+        for name, param in model.named_parameters():
+            param.requires_grad_(name.startswith("extra."))
+    for _ in range(3):
+        model.train()(x + 3)
+    names = ln.save_delta(model, file)
+    moved = HELD[kind][1] if kind in HELD else {"free", "norm"}
+    assert {name.split(".")[0] for name in names if "running" in name} == moved
+    other = normed()
+    ln.load_delta(other, file)
+    assert is_same(model, other)
+    with torch.no_grad():
+        assert torch.equal(other.eval()(x), model.eval()(x))
+
+
+def test_a_base_with_other_running_statistics_is_another_base(tmp_path):
+    model, file = normed(), tmp_path / "delta"
+    ln.graft(model, "extra", ln.nn.LayerScale(8, 0.5), "body")
+    ln.train_only(model, "extra.*")
+    ln.save_delta(model, file)
+    other = normed()
+    other.train()(torch.randn(9, 3))
+    before = everything(other)
+    with pytest.raises(CheckpointError, match="another base model: running statistics differ"):
+        ln.load_delta(other, file)
+    assert is_untouched(other, before)
+
+
+class Placed(nn.Module):
+    """A table of positions that trains beside a graft, and is resized on load."""
+
+    def __init__(self, places):
+        super().__init__()
+        self.places = ln.nn.Positions1d(places, 8)
+        self.body = nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.body(self.places(x))
+
+
+def placed(places):
+    model = Placed(places)
+    with torch.no_grad():
+        model.body.weight.fill_(0.1), model.body.bias.zero_()
+    return model
+
+
+def test_a_reshaped_target_is_resized_with_a_line_that_says_both_shapes(tmp_path):
+    model, file = placed(6), tmp_path / "delta"
+    ln.graft(model, "extra", ln.nn.LayerScale(8, 0.5), "body")
+    ln.train_only(model, ["extra.*", "places.*"])
+    ln.save_delta(model, file)
+    (name,) = (name for name in load_file(file) if name.startswith("places."))
+    other = placed(9)
+    with pytest.warns(LearnablesWarning, match=rf"{name} \(1, 6, 8\) → \(1, 9, 8\)"):
+        ln.load_delta(other, file)
+    twin = placed(9)
+    twin.load_state_dict({name: model.state_dict()[name]}, strict=False)
+    assert torch.equal(other.get_parameter(name), twin.get_parameter(name))
+    other(torch.randn(2, 9, 8))
+
+
+def test_a_target_under_another_name_is_refused_where_it_was_frozen_too(tmp_path):
+    file, other = saved(tmp_path), fresh()
+    other.stem = other.embed
+    del other.embed
+    before = everything(other)
+    with pytest.raises(CheckpointError, match="names and shapes of its parameters differ"):
+        ln.load_delta(other, file)
+    assert is_untouched(other, before)
 
 
 def test_a_component_for_no_graft_of_the_file_is_refused_with_the_name_that_was_meant(tmp_path):

@@ -179,3 +179,40 @@ def test_a_tied_parameter_is_frozen_by_either_name():
     ln.tie(model, "out.weight", "embed.weight")
     ln.freeze(model, "out.*")
     assert not model.embed.weight.requires_grad
+
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale, self.drop = ln.nn.LayerScale(4, 0.5), nn.Dropout(0.5)
+
+    def forward(self, x):
+        return self.drop(self.scale(x))
+
+
+@pytest.mark.parametrize("stays", ["statistics", "eval"])
+def test_what_is_grafted_into_a_frozen_model_trains_and_the_rest_stays(stays):
+    """The model is frozen first; before, it held the component in evaluation mode, too."""
+    model = Net()
+    ln.freeze(model, stays=stays)
+    held = {name for name, module in model.named_modules() if "train" in vars(module)}
+    handle = ln.graft(model, "extra", Noisy(), "norm")
+    assert model.train().extra.drop.training
+    assert not model.backbone.norm.training
+    assert model.backbone.drop.training == (stays == "statistics")
+    before = copy.deepcopy(model.state_dict())
+    train(model)
+    assert changed(model, before) == {"extra.scale.gamma"}
+    handle.remove()
+    assert {name for name, module in model.named_modules() if "train" in vars(module)} == held
+    assert model.train().training == (stays == "statistics")
+
+
+def test_what_was_thawed_meanwhile_is_not_held_when_a_graft_goes():
+    model = Net()
+    ln.freeze(model, stays="eval")
+    handle = ln.graft(model, "extra", Noisy(), "norm")
+    unfreeze(model, "head.*")
+    handle.remove()
+    assert model.train().head.training
+    assert not model.backbone.drop.training

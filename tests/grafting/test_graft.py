@@ -3,6 +3,7 @@
 import copy
 import io
 import pickle
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -188,21 +189,118 @@ def compiled_in_place(model):
     return model
 
 
+def around_a_part(model):
+    return nn.Sequential(nn.Identity(), nn.DataParallel(model))
+
+
+def exported(model):
+    return torch.export.export(model, (torch.randn(2, 5, 3),)).module()
+
+
+class Mine(nn.DataParallel):
+    """A wrapper that somebody derived from torch's."""
+
+
 WRAPS = {
     "compile": lambda model: torch.compile(model, backend="eager"),
     "compile in place": compiled_in_place,
     "compile a block": compiled_inside,
+    "script": lambda model: torch.jit.script(model.embed),
+    "export": exported,
+    "DataParallel": nn.DataParallel,
+    "a class derived from it": Mine,
+    "DataParallel inside": around_a_part,
+    "average": torch.optim.swa_utils.AveragedModel,
     "DDP": nn.parallel.DistributedDataParallel,
     "FSDP2": fully_shard,
 }
 
 
 @pytest.mark.parametrize("wrap", WRAPS)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is:DeprecationWarning")
 def test_a_wrapped_model_says_when_to_graft(wrap):
     with one_process_group():
         model = WRAPS[wrap](Stack())
+        names = [name for name, _ in model.named_modules()]
         with pytest.raises(LearnablesError, match="graft first, then compile, wrap, shard"):
-            graft(model, "s", ln.nn.LayerScale(8), "blocks.0")
+            graft(model, "s", ln.nn.LayerScale(8), names[-1])
+        assert [name for name, _ in model.named_modules()] == names
+
+
+class Own(nn.Module):
+    """A module of somebody's own that calls its child as wrappers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.module = Stack()
+
+    def forward(self, x):
+        return self.module(x)
+
+
+@pytest.mark.parametrize("kind", [Own, lambda: nn.Sequential(OrderedDict(module=Stack()))])
+def test_a_child_called_module_makes_no_wrapper(kind):
+    model, x = kind(), torch.randn(2, 5, 3)
+    before = model(x)
+    handle = graft(model, "scale", ln.nn.LayerScale(8, 0.5), "module.blocks.0")
+    assert not torch.equal(model(x), before)
+    handle.remove()
+    assert torch.equal(model(x), before)
+
+
+def test_a_traced_graph_calls_its_modules_and_their_grafts():
+    x, traced = torch.randn(2, 3), torch.fx.symbolic_trace(nn.Sequential(nn.Linear(3, 3)))
+    before = traced(x)
+    handle = graft(traced, "scale", ln.nn.LayerScale(3, 0.5), "0")
+    torch.testing.assert_close(traced(x), before * 0.5)
+    handle.remove()
+    assert torch.equal(traced(x), before)
+
+
+def test_a_model_is_no_component_of_itself():
+    model = Stack()
+    for component in (model, nn.Sequential(model)):
+        with pytest.raises(LearnablesError, match="cannot hold the model"):
+            graft(model, "inner", component, "blocks.0")
+    assert list(model.state_dict()) == list(Stack().state_dict())
+
+
+def test_where_no_family_knows_the_model_the_mend_can_be_typed():
+    model, x = Stack(), torch.randn(2, 5, 3)
+    before = model(x)
+    with pytest.raises(SelectionError, match="no family of models knows") as error:
+        graft(model, "prompts", ln.nn.Prompts(3, 8))
+    option, _, value = error.value.mend.partition("=")
+    handle = graft(model, "prompts", ln.nn.Prompts(3, 8), **{option: eval(value)})
+    assert handle.at == ("blocks.0", "blocks.1", "blocks.2")
+    assert not torch.equal(model(x), before)
+
+
+def test_a_parameter_that_does_not_exist_offers_the_nearest():
+    with pytest.raises(SelectionError, match=r"such parameter[\s\S]*'blocks\.2\.linear1\.weight'"):
+        graft(Stack(), "delta", Plus(16, 8), "blocks.2.linear.weight", where="parameter")
+
+
+def test_a_delta_of_another_shape_tells_both_and_what_to_build():
+    model = Stack()
+    with pytest.raises(ShapeError, match=r"delta \(8, 16\)[\s\S]*parameter \(16, 8\)") as error:
+        graft(model, "delta", ln.nn.LowRankDelta(8, 16), "blocks.0.linear1.weight")
+    assert not hasattr(model, "delta")
+    mended = eval(error.value.mend, vars(ln.nn))
+    graft(model, "delta", mended, "blocks.0.linear1.weight")
+
+
+@pytest.mark.parametrize("kind", [k for k in GRAFTS if k not in ("delta", "second")])
+def test_what_algebra_cannot_merge_is_refused_and_stays(kind):
+    model, x = Stack(), torch.randn(2, 5, 3)
+    component, at, where = GRAFTS[kind]()
+    handle = graft(model, "extra", component, at, where=where)
+    out = model(x)
+    with pytest.raises(LearnablesError, match="only a graft on a parameter") as error:
+        handle.merge()
+    assert torch.equal(model(x), out)
+    eval(error.value.mend, {"handle": handle})
+    assert grafts_of(model) == []
 
 
 def test_an_error_inside_leaves_the_parameter_in_its_place():

@@ -23,18 +23,27 @@ import learnables.nn as components_of_ours
 from learnables._torch import gather
 from learnables.arguments import require_kind, require_module, require_path, require_text
 from learnables.errors import CheckpointError, warn
+from learnables.grafting.freezing import has_statistics, is_held
 from learnables.grafting.graft import Graft, graft, grafts_of
 from learnables.nn.component import Component, built_with
 from learnables.notes import note_of
 from learnables.runtime.atomic import replace_file
-from learnables.runtime.reading import DELTA
+from learnables.runtime.reading import DELTA, DELTA_CRC32, crc32, verify_delta
 from learnables.runtime.untrusted import header_text
 
 FORMAT = 1
+_PARTS = {
+    "names": "names and shapes of its parameters",
+    "values": "values of its parameters",
+    "statistics": "running statistics",
+}
 
 
 def save_delta(model: nn.Module, path: str | Path) -> tuple[str, ...]:
     """Write the grafts of ``model`` and every other parameter that trains; the rest stays out.
+
+    Running statistics go with it, except those of layers that `ln.freeze` keeps in evaluation mode:
+    the others have moved with every batch.
 
     Args:
         model: The bare model, with grafts.
@@ -77,20 +86,23 @@ def save_delta(model: nn.Module, path: str | Path) -> tuple[str, ...]:
             mend=f"ln.save_delta(model, {str(path / 'delta.safetensors')!r})",
         )
     fronts = tuple(f"{g.name}." for g in grafts)
-    trains = {name for name, param in model.named_parameters() if param.requires_grad}
+    moves = {name for name, param in model.named_parameters() if param.requires_grad}
+    moves |= set(_statistics(model, held=False))
     kept = {
         name: gather(value.detach()).cpu().contiguous().clone()
         for name, value in model.state_dict().items()
-        if isinstance(value, Tensor) and (name.startswith(fronts) or name in trains)
+        if isinstance(value, Tensor) and (name.startswith(fronts) or name in moves)
     }
     meta = {
         "format": FORMAT,
         "learnables": version("learnables"),
         "grafts": [_describe(g) for g in grafts],
         "base": _fingerprint(model, {*kept}),
+        "crc32": {name: crc32(x) for name, x in kept.items()},
     }
     text = json.dumps(meta, allow_nan=False)
-    replace_file(path, lambda partial: save_file(kept, partial, metadata={DELTA: text}))
+    header = {DELTA: text, DELTA_CRC32: str(zlib.crc32(text.encode()))}
+    replace_file(path, lambda partial: save_file(kept, partial, metadata=header))
     return tuple(sorted(kept))
 
 
@@ -132,10 +144,10 @@ def load_delta(
         if not name.startswith(added):
             _check_place(path, name, model.state_dict())
     found = _fingerprint(model, {*tensors})
-    for part, what in (("names", "names and shapes"), ("values", "values")):
+    for part, what in _PARTS.items():
         if base.get(part) != found[part]:
             raise CheckpointError(
-                f"the delta belongs to another base model: {what} of its parameters differ",
+                f"the delta belongs to another base model: {what} differ",
                 where=str(path),
                 found=f"{what} with checksum {found[part]}",
                 wanted=f"checksum {base.get(part)}",
@@ -150,17 +162,19 @@ def load_delta(
     own.update({f"{n}.{key}": x for n, c in made.items() for key, x in c.state_dict().items()})
     for name, x in tensors.items():
         _check_fit(path, name, x, own, made, model)
+    before = {name: own[name].detach().clone() for name in tensors if not name.startswith(added)}
     handles: list[Graft] = []
     try:
         for name, at, where, _ in grafts:
             handles.append(
                 graft(model, name, made[name], at[0] if len(at) == 1 else at, where=where)
             )
+        model.load_state_dict(tensors, strict=False)  # the load hook of its owner resizes a tensor
     except BaseException:
         for handle in reversed(handles):
             handle.remove()
+        model.load_state_dict(before, strict=False)
         raise
-    model.load_state_dict(tensors, strict=False)  # the load hook of its owner resizes a tensor
     resized = [
         f"{name} {tuple(x.shape)} → {tuple(own[name].shape)}"
         for name, x in tensors.items()
@@ -330,15 +344,26 @@ def _check_place(path: Path, name: str, own: Mapping[str, Any]) -> None:
 
 
 def _fingerprint(model: nn.Module, without: set[str]) -> dict[str, int]:
-    """Checksums of names and shapes, and of the values, of the parameters not in ``without``."""
-    names, values = 0, 0
+    """Checksums of `_PARTS` of what is not in ``without``."""
+    names, values, statistics = 0, 0, 0
     for name, param in sorted(model.named_parameters()):
-        if name in without:
-            continue
-        names = zlib.crc32(f"{name} {tuple(param.shape)} {param.dtype}".encode(), names)
-        raw = gather(param.detach()).cpu().contiguous().reshape(-1).view(torch.uint8)
-        values = zlib.crc32(raw.numpy().data, values) if raw.numel() else values
-    return {"names": names, "values": values}
+        if name not in without:
+            names = zlib.crc32(f"{name} {tuple(param.shape)} {param.dtype}".encode(), names)
+            values = crc32(gather(param.detach()), values)
+    for name, buffer in sorted(_statistics(model).items()):
+        if name not in without:
+            statistics = crc32(gather(buffer.detach()), zlib.crc32(name.encode(), statistics))
+    return {"names": names, "values": values, "statistics": statistics}
+
+
+def _statistics(model: nn.Module, *, held: bool = True) -> dict[str, Tensor]:
+    """The buffers of layers that average over batches; without those that are frozen or not."""
+    return {
+        f"{path}.{name}" if path else name: buffer
+        for path, module in model.named_modules()
+        if has_statistics(module) and (held or not is_held(module))
+        for name, buffer in module.named_buffers(recurse=False)
+    }
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -349,7 +374,8 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         header_text(path)  # refuses headers that claim more than there is
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get(DELTA, "null"))
+            told = file.metadata() or {}
+            meta = json.loads(told.get(DELTA, "null"))
             tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, ValueError, RecursionError) as error:
         raise _damaged(path, str(error)) from error
@@ -364,6 +390,7 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             wanted=f"format ≤ {FORMAT}, of learnables {version('learnables')}",
             mend="pip install -U learnables",
         )
+    verify_delta(path, told, tensors)
     return meta, tensors
 
 

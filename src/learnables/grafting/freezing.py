@@ -84,7 +84,7 @@ def unfreeze(model: nn.Module, selector: Selector = "*") -> tuple[str, ...]:
     changed = [e for e in picked if e.param.is_floating_point() or e.param.is_complex()]
     for entry in changed:
         entry.param.requires_grad_(True)
-    _release(model)
+    release(model)
     return _names(changed)
 
 
@@ -131,25 +131,45 @@ def _stay(module: nn.Module, mode: bool = True) -> nn.Module:
     return type(module).train(module, False)
 
 
-def _is_held(module: nn.Module) -> bool:
+def is_held(module: nn.Module) -> bool:
+    """Whether ``module`` stays in evaluation mode because it is frozen."""
     own = module.__dict__.get("train")
     return isinstance(own, partial) and own.func is _stay
 
 
 def _set_modes(model: nn.Module, stays: Stays) -> None:
     for module in _frozen(model):
-        if stays == "eval" or (stays == "statistics" and _has_statistics(module)):
+        if stays == "eval" or (stays == "statistics" and has_statistics(module)):
             module.train(False)
-            # In the module's own __dict__: copied, pickled and moved with it, called by its parent.
-            module.__dict__["train"] = partial(_stay, module)
+            _hold(module)
 
 
-def _release(model: nn.Module) -> None:
+def _hold(module: nn.Module) -> None:
+    # In the module's own __dict__: copied, pickled and moved with it, called by its parent.
+    module.__dict__["train"] = partial(_stay, module)
+
+
+def release(model: nn.Module) -> tuple[nn.Module, ...]:
+    """Let modules follow ``train()`` again that are no longer frozen as a whole.
+
+    Returns:
+        Those that were held until now.
+    """
     frozen = {id(module) for module in _frozen(model)}
-    for module in model.modules():
-        if _is_held(module) and id(module) not in frozen:
-            del module.__dict__["train"]
-            module.train(model.training)
+    held = [module for module in model.modules() if is_held(module) and id(module) not in frozen]
+    for module in held:
+        del module.__dict__["train"]
+        module.train(model.training)
+    return tuple(held)
+
+
+def hold_again(model: nn.Module, modules: Iterable[nn.Module]) -> None:
+    """Undo `release` where a module is frozen as a whole now, as it was then."""
+    frozen = {id(module) for module in _frozen(model)}
+    for module in modules:
+        if id(module) in frozen:
+            module.train(False)
+            _hold(module)
 
 
 def _frozen(model: nn.Module) -> Iterator[nn.Module]:
@@ -166,5 +186,6 @@ def _frozen(model: nn.Module) -> Iterator[nn.Module]:
     return walk(model, False)
 
 
-def _has_statistics(module: nn.Module) -> bool:
+def has_statistics(module: nn.Module) -> bool:
+    """Whether ``module`` averages over the batches that it sees."""
     return getattr(module, "running_mean", None) is not None

@@ -23,11 +23,14 @@ from learnables.grafting.anatomy import Anatomy
 from learnables.grafting.beside import lay_beside
 from learnables.grafting.changed import change, unchange
 from learnables.grafting.family import anatomy_of, known_in
+from learnables.grafting.freezing import hold_again, release
 from learnables.nn.prompts import DeepPrompts
 from learnables.nn.relative import AttentionBias, RelativeBias
 
 Where: TypeAlias = Literal["tokens", "input", "output", "parameter", "bias"]
 _ATTRIBUTE = "_learnables_grafts"
+_WRAPPING = ("torch", "deepspeed", "fairscale")  # libraries whose classes wrap a model
+_SPREADING = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 @final
@@ -52,6 +55,7 @@ class Graft:
     _counting: tuple[nn.Module, ...] = field(default=(), repr=False)
     _tokens: tuple[int, int] = field(default=(0, 0), repr=False)  # the first place, how many
     _biases: list[hooks.AddBias] = field(default_factory=list, repr=False)
+    _released: tuple[nn.Module, ...] = field(default=(), repr=False)  # frozen as a whole before
 
     def remove(self) -> None:
         """Take the component out; the model is bit for bit what it was before.
@@ -141,6 +145,7 @@ class Graft:
         if not grafts:
             del self.model.__dict__[_ATTRIBUTE]
         delattr(self.model, self.name)
+        hold_again(self.model, self._released)
 
 
 def grafts_of(model: nn.Module) -> list[Graft]:
@@ -207,6 +212,13 @@ def graft(
     require_module(component, "component")
     require_text(name, "name")
     _require_paths(at)
+    if any(module is model for module in component.modules()):
+        raise LearnablesError(
+            "a component cannot hold the model that it is put into",
+            where=name,
+            found=f"{type(component).__qualname__} with {type(model).__qualname__} in it",
+            wanted="a module of its own",
+        )
     _refuse_wrapped(model)
     if hasattr(model, name) or not name.isidentifier() or iskeyword(name):
         raise LearnablesError(
@@ -248,6 +260,7 @@ def graft(
     lay_beside(model, (g.name for g in grafts_of(model)))
     _install(made, anatomy)
     _count_tokens(grafts_of(model))
+    made._released = release(model)
     return made
 
 
@@ -518,18 +531,51 @@ def _paths(model: nn.Module, at: str | Sequence[str], *, parameters: bool) -> tu
 
 
 def _refuse_wrapped(model: nn.Module) -> None:
-    wrapped = len(model._modules) == 1 and any(p in model._modules for p in WRAPPER_PREFIXES)
-    compiled = [name for name, module in model.named_modules() if is_compiled(module)]
-    sharded = [name for name, param in model.named_parameters() if is_dtensor(param)]
-    if not (wrapped or compiled or sharded):
-        return
-    kind = type(model).__qualname__
-    found = f"{kind} around the model" if wrapped else f"{kind} with {sharded[:1]} sharded"
-    if compiled:
-        found = f"{compiled[0] or kind} is compiled"
-    raise LearnablesError(
-        "the model is already compiled, wrapped or sharded",
-        found=found,
-        wanted="the bare model",
-        mend="graft first, then compile, wrap, shard and build the optimizer",
-    )
+    found = _compiled(model) or _wrapped(model) or _sharded(model)
+    if found:
+        raise LearnablesError(
+            "the model is already compiled, wrapped or sharded",
+            found=found,
+            wanted="the bare model",
+            mend="graft first, then compile, wrap, shard and build the optimizer",
+        )
+
+
+def _compiled(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        kind = name or type(model).__qualname__
+        if is_compiled(module):
+            return f"{kind} is compiled"
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"{kind} is a script"
+        if isinstance(module, torch.fx.GraphModule) and _is_exported(module):
+            return f"{kind} is exported: its modules are never called"
+    return ""
+
+
+def _is_exported(module: torch.fx.GraphModule) -> bool:
+    """Whether its graph reads the parameters itself, as after ``torch.export``."""
+    called = [str(node.target) for node in module.graph.nodes if node.op == "call_module"]
+    holds = any(any(True for _ in module.get_submodule(name).parameters()) for name in called)
+    return not holds and any(node.op == "get_attr" for node in module.graph.nodes)
+
+
+def _wrapped(model: nn.Module) -> str:
+    if len(model._modules) == 1 and any(p in model._modules for p in WRAPPER_PREFIXES):
+        # What people write themselves may have a child called `module`, too.
+        kinds = type(model).__mro__[: type(model).__mro__.index(nn.Module)]
+        theirs = [kind for kind in kinds if kind.__module__.split(".")[0] in _WRAPPING]
+        if theirs and not isinstance(model, (nn.Sequential, nn.ModuleDict)):
+            return f"{type(model).__qualname__} around the model"
+    for name, module in model.named_modules():
+        # Outside of it the component would be one that no rank hears of from the others.
+        if isinstance(module, _SPREADING) or "_fsdp_wrapped_module" in module._modules:
+            return f"{type(module).__qualname__} around {name}"
+    return ""
+
+
+def _sharded(model: nn.Module) -> str:
+    for name, param in model.named_parameters():
+        if is_dtensor(param):
+            return f"{type(model).__qualname__} with {[name]} sharded"
+    return ""

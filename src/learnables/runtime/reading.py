@@ -5,6 +5,7 @@ import pickle
 import shlex
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +22,8 @@ from learnables.runtime.untrusted import header_text, looks_like
 
 DELTA = "learnables_delta"
 """Key of the header under which a delta says what went where; see `ln.save_delta`."""
+DELTA_CRC32 = "learnables_delta_crc32"
+"""Key of the header under which the checksum of that text is."""
 
 # Where training programs put a model's state dict; the first of them that is there counts.
 _HELD_AT = (
@@ -123,8 +126,33 @@ def _read_safetensors(path: Path) -> StateFile:
         raise _damaged(path, str(error)) from error
     if DELTA in about:
         told, added = _of_delta(path, about[DELTA])
+        verify_delta(path, about, state)
         return StateFile(path, "ln.save_delta", _some(path, state), {}, told, added)
     return StateFile(path, "safetensors", _some(path, state), {}, about)
+
+
+def verify_delta(path: Path, told: Mapping[str, str], tensors: Mapping[str, Tensor]) -> None:
+    """Compare what a delta holds with the checksums in its header.
+
+    Args:
+        path: The file.
+        told: The text under each key of its header.
+        tensors: Its tensors, on the CPU.
+
+    Raises:
+        CheckpointError: Some bytes are not those that were written.
+    """  # noqa: DOC501 - _damaged makes it
+    text = told[DELTA]
+    if told.get(DELTA_CRC32) != str(zlib.crc32(text.encode("utf-8", "surrogatepass"))):
+        raise _damaged(path, "the checksum of its header is wrong")
+    if json.loads(text).get("crc32") != {name: crc32(x) for name, x in tensors.items()}:
+        raise _damaged(path, "the checksum of a tensor is wrong")
+
+
+def crc32(x: Tensor, before: int = 0) -> int:
+    """The checksum of the bytes of ``x``, after those of ``before``."""
+    raw = x.cpu().contiguous().reshape(-1).view(torch.uint8)
+    return zlib.crc32(raw.numpy().data, before) if raw.numel() else before
 
 
 def _of_delta(path: Path, text: str) -> tuple[dict[str, str], tuple[str, ...]]:
