@@ -364,11 +364,44 @@ def test_a_look_that_two_optimizers_share_waits_for_both(tmp_path):
     ]
 
 
-def test_an_engine_is_refused():
-    class DeepSpeedEngine(torch.optim.SGD):
-        pass
+class Wrapper:
+    """What Accelerate puts around an optimizer."""
 
-    DeepSpeedEngine.__module__ = "deepspeed.runtime.zero.stage_1_and_2"
+    def __init__(self, optimizer) -> None:
+        self.optimizer, self.param_groups = optimizer, optimizer.param_groups
+
+
+@pytest.mark.parametrize("wrappers", [0, 1, 2])
+@pytest.mark.parametrize(
+    "module", ["deepspeed.runtime.zero.stage_1_and_2", "megatron.core.optimizer", "colossalai.zero"]
+)
+def test_an_engine_is_refused_however_it_is_wrapped(module, wrappers):
+    """They hold a torch optimizer of copies, whose hooks would run."""
     model, _ = make()
-    with pytest.raises(LearnablesError, match="gradients in buffers of its own"):
-        ln.watch(model, DeepSpeedEngine(model.parameters(), lr=0.1), to=None)
+    copies = [p.detach().clone().requires_grad_() for p in model.parameters()]
+    engine = type("Engine", (Wrapper,), {"__module__": module})(torch.optim.SGD(copies, lr=0.1))
+    for _ in range(wrappers):
+        engine = Wrapper(engine)
+    with pytest.raises(LearnablesError, match="gradients in buffers of its own") as caught:
+        ln.watch(model, engine, to=None)
+    assert f"{module}.Engine" in caught.value.found
+
+
+def test_an_optimizer_that_is_wrapped_is_watched(tmp_path):
+    model, optimizer = make()
+    with ln.watch(model, Wrapper(Wrapper(optimizer)), every=1, to=tmp_path, budget=None) as watcher:
+        train(model, optimizer, steps=2)
+    assert len(watcher.run().observations) == 2
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_an_optimizer_of_other_parameters_is_refused(wrapped, tmp_path):
+    """Built before the model was sharded, or of copies: nothing of what it does would be seen."""
+    model, _ = make()
+    _, other = make()
+    with pytest.raises(LearnablesError, match="holds no parameter of this model") as caught:
+        ln.watch(model, Wrapper(other) if wrapped else other, to=tmp_path)
+    assert not list(tmp_path.iterdir())
+    scope = {"torch": torch, "ln": ln, "model": model}
+    exec(caught.value.mend, scope)
+    ln.watch(model, [other, scope["optimizer"]], to=None).close()  # one that trains it is enough

@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 
 import learnables as ln
 from learnables.errors import LearnablesError, LearnablesWarning
-from learnables.watching import AlarmRaised
+from learnables.watching import AlarmRaised, recorder
 from learnables.watching.sinks import Sink
 
 
@@ -52,6 +52,118 @@ def test_records_what_a_slow_twin_sees(tmp_path):
             (change.norm() / before[name].norm()).item(), rel=1e-5
         )
         assert seen.columns["lr"][i] == pytest.approx(1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_the_share_that_rounding_loses_is_that_of_a_slow_twin(tmp_path, dtype):
+    """Elements that had a gradient and are the same number after the step."""
+    torch.manual_seed(0)
+    model = nn.Linear(64, 1, bias=False, dtype=dtype)
+    model.weight.data *= torch.logspace(-4, 3, 64)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6 if dtype is torch.float32 else 1e-2)
+    wanted = []
+    with ln.watch(model, optimizer, every=1, to=tmp_path, budget=None) as watcher:
+        for _ in range(3):
+            before = model.weight.detach().clone()
+            optimizer.zero_grad()
+            x = torch.randn(1, 64) * (torch.rand(1, 64) < 0.7)  # some have no gradient at all
+            model(x.to(dtype)).sum().backward()
+            optimizer.step()
+            had = model.weight.grad != 0
+            wanted.append((had & (model.weight == before)).sum().item() / had.sum().item())
+    seen = [o.columns["lost"][0] for o in watcher.run().observations]
+    assert seen == pytest.approx(wanted, abs=1e-6)
+    assert all(0.05 < share < 0.95 for share in wanted)
+    digits = {torch.float32: None, torch.bfloat16: 7, torch.float16: 10}[dtype]
+    found = watcher.run().observations[0].columns
+    assert found["digits"][0] == digits if digits else "digits" not in found
+
+
+def test_the_distance_from_a_set_is_the_sets_own_violation_at_each_look(tmp_path):
+    model = nn.Module()
+    model.mix = ln.parameter(torch.full((4, 3), 1 / 3), constraint=ln.sets.Simplex())
+    model.turn = ln.parameter(torch.eye(3), constraint=ln.sets.Orthogonal())
+    model.free = ln.parameter(torch.ones(3))
+    model.none = ln.parameter(torch.zeros(0, 3), constraint=ln.sets.Simplex())
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    wanted = []
+    with ln.watch(model, optimizer, every=1, to=tmp_path, budget=None) as watcher:
+        for step in range(3):
+            optimizer.zero_grad()
+            weights = torch.randn(4, 3, generator=torch.Generator().manual_seed(step))
+            ((model.mix * weights).sum() + model.turn.square().sum() + model.free.sum()).backward()
+            optimizer.step()
+            mix = ln.sets.Simplex().violation(model.mix.detach()).max().item()
+            turn = ln.sets.Orthogonal().violation(model.turn.detach()).max().item()
+            wanted.append([mix, turn, math.nan, math.nan])
+    assert watcher.failed is None
+    for seen, one in zip(watcher.run().observations, wanted, strict=True):
+        assert seen.columns["defect"].tolist() == pytest.approx(one, rel=1e-6, nan_ok=True)
+    assert wanted[0][0] > 1e-2
+    assert wanted[0][1] > 1e-2
+    ratios = {p.name: p.policy.get("declared constraint") for p in watcher.run().parameters}
+    assert ratios["free"] is None
+    assert "Simplex" in ratios["mix"]
+
+
+def test_learning_rates_are_those_of_each_group_at_each_step(tmp_path):
+    model, _ = make()
+    groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": [model[2].weight]}]
+    groups.append({"params": [model[2].bias], "lr": torch.tensor(0.25)})
+    optimizer = torch.optim.SGD(groups, lr=0.5)
+    with ln.watch(model, optimizer, every=1, to=tmp_path, budget=None) as watcher:
+        for _ in range(2):
+            quadratic(model, optimizer)
+            optimizer.param_groups[0]["lr"] *= 0.5
+    found = [o.columns["lr"].tolist() for o in watcher.run().observations]
+    assert found[0] == pytest.approx([0.1, 0.1, 0.5, 0.25])
+    assert found[1] == pytest.approx([0.05, 0.05, 0.5, 0.25])
+
+
+def test_a_look_that_has_not_arrived_is_not_waited_for_and_is_read_at_the_next(
+    tmp_path, monkeypatch
+):
+    """On a device the copy is under way; nobody asks for the numbers before they are there."""
+    arrived, waits = [False], []
+    read = recorder.Packed.read
+
+    def reading(packed):
+        waits.append(watcher.step)
+        return read(packed)
+
+    monkeypatch.setattr(recorder.Packed, "ready", property(lambda _: arrived[0]))
+    monkeypatch.setattr(recorder.Packed, "read", reading)
+    model, optimizer = make()
+    with ln.watch(model, optimizer, every=3, to=tmp_path, budget=None) as watcher:
+        quadratic(model, optimizer, 5)
+        assert waits == [3]  # that of step 1, when that of step 3 was to be sent
+        quadratic(model, optimizer)
+        assert waits == [3, 6]
+        arrived[0] = True
+        quadratic(model, optimizer)
+        assert waits == [3, 6, 6]  # there it was, before step 7 was counted
+    assert [o.step for o in watcher.run().observations] == [1, 3, 6]
+
+
+def test_a_look_is_one_tensor_and_one_copy(tmp_path, monkeypatch):
+    """However many parameters and optimizers, with everything that a look can hold."""
+    copies = []
+    made = recorder.Packed.__init__
+
+    def counting(self, *args):
+        made(self, *args)
+        kept = [v for v in vars(self).values() if isinstance(v, torch.Tensor)]
+        copies.append((len(kept), kept[0].dtype, kept[0].ndim))
+
+    monkeypatch.setattr(recorder.Packed, "__init__", counting)
+    model = nn.Sequential(*(nn.Linear(4, 4) for _ in range(20)), nn.Linear(4, 1))
+    optimizers = [torch.optim.SGD([p], lr=0.1) for p in model.parameters()]
+    with ln.watch(model, optimizers, every=1, to=tmp_path, budget=None) as watcher:
+        model(torch.ones(1, 4)).sum().backward()
+        for optimizer in optimizers:
+            optimizer.step()
+    assert len(watcher.run().observations) == 1
+    assert copies == [(1, torch.float64, 1)]
 
 
 def test_update_includes_what_later_hooks_project(tmp_path):

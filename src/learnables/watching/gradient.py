@@ -57,9 +57,9 @@ def steppable(optimizer: Any) -> Optimizer:
         ArgumentError: No such optimizer is found.
         LearnablesError: An engine steps it by itself.
     """
-    engine = next((k for k in type(optimizer).__mro__ if k.__module__.startswith("deepspeed")), 0)
-    inner = optimizer
+    inner, engine = optimizer, None
     for _ in range(4):
+        engine = next((k for k in type(inner).__mro__ if _is_engine(k)), None)
         if engine or "_optimizer_step_pre_hooks" in getattr(inner, "__dict__", {}):
             break
         inner = getattr(inner, "optimizer", None)
@@ -68,14 +68,21 @@ def steppable(optimizer: Any) -> Optimizer:
         raise kind(
             "the gradient that this optimizer consumes cannot be seen",
             where="optimizer",
-            found=f"{type(optimizer).__module__}.{type(optimizer).__qualname__}, an engine that "
-            "keeps gradients in buffers of its own and runs no optimizer hooks"
+            found=f"{type(inner).__module__}.{type(inner).__qualname__}, an engine that keeps "
+            "gradients in buffers of its own and runs no optimizer hooks"
             if engine
             else f"{describe(optimizer)}, and no torch.optim.Optimizer in it",
             wanted="a torch.optim.Optimizer, or a wrapper that holds one as .optimizer",
             mend="ln.watch(model, optimizer)",
         )
     return inner
+
+
+_ENGINES = ("deepspeed", "megatron", "colossalai")  # their optimizers step copies of parameters
+
+
+def _is_engine(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _ENGINES
 
 
 def learning_rates(optimizer: Optimizer) -> dict[Tensor, float]:

@@ -313,5 +313,5 @@ def _defect(entry: Entry) -> Tensor | None:
     violation = getattr(constraint, "violation", None)
     if violation is None or is_dtensor(entry.param):  # a shard is not a point of the set
         return None
-    found = violation(entry.param.detach())
-    return torch.as_tensor(found).detach().double().max()
+    found = torch.as_tensor(violation(entry.param.detach())).detach().double()
+    return found.max() if found.numel() else None

@@ -116,10 +116,10 @@ def watch(
         The watcher: a context manager, or to be ended by ``close()``.
 
     Raises:
-        ArgumentError: ``model`` is no module, ``optimizer`` no optimizer, or another argument is of
-            another kind than it takes.
-        LearnablesError: The optimizer steps outside torch's hooks (DeepSpeed), ``scaler`` has no
-            ``step``, or an argument has no meaning.
+        ArgumentError: ``model`` is no module, ``optimizer`` no optimizer, ``scaler`` has no
+            ``step``, or another argument is of another kind than it takes.
+        LearnablesError: The optimizer steps outside torch's hooks (DeepSpeed) or holds no parameter
+            of the model, or an argument has no meaning.
         SelectionError: ``select`` picks nothing.
         RunError: The folder cannot be written.
 
@@ -189,7 +189,7 @@ class Watcher:
         resume: bool,
     ) -> None:
         self._model, self._selector = model, selector
-        self._optimizers = _optimizers(optimizer)
+        self._optimizers = _optimizers(optimizer, model)
         self._counts = {id(o): step for o in self._optimizers}
         self._on_alarm = on_alarm
         self.alarms: list[Alarm] = []
@@ -777,7 +777,7 @@ def _is_rank_0() -> bool:
     )
 
 
-def _optimizers(optimizer: "Optimizer | Iterable[Optimizer]") -> list[Optimizer]:
+def _optimizers(optimizer: "Optimizer | Iterable[Optimizer]", model: nn.Module) -> list[Optimizer]:
     if isinstance(optimizer, Mapping):
         optimizer = optimizer.values()
     many = isinstance(optimizer, Iterable) and not hasattr(optimizer, "param_groups")
@@ -788,6 +788,16 @@ def _optimizers(optimizer: "Optimizer | Iterable[Optimizer]") -> list[Optimizer]
             where="optimizer",
             found=describe(optimizer),
             wanted="a torch.optim.Optimizer, or several",
+            mend="optimizer = torch.optim.AdamW(ln.param_groups(model, lr=1e-3))",
+        )
+    held = {p for o in found for group in o.param_groups for p in group["params"]}
+    if held.isdisjoint(model.parameters()):
+        raise LearnablesError(
+            "the optimizer holds no parameter of this model",
+            where="optimizer",
+            found=f"{len(held)} parameters, none of the {len(list(model.parameters()))} of the "
+            "model: those of another, copies, or those that there were before it was sharded",
+            wanted="the optimizer that trains the model",
             mend="optimizer = torch.optim.AdamW(ln.param_groups(model, lr=1e-3))",
         )
     return list(dict.fromkeys(found))  # one that is there twice steps once
