@@ -289,6 +289,41 @@ def test_two_watchers_on_one_optimizer_see_the_same(tmp_path):
     assert both.differences == ()
 
 
+@pytest.mark.parametrize("first", [0, 1])
+def test_of_two_watchers_one_may_end_and_the_other_goes_on(tmp_path, first):
+    model, optimizer = make()
+    both = [ln.watch(model, optimizer, every=1, to=tmp_path / x, budget=None) for x in "ab"]
+
+    def each(step):
+        if step == 4:
+            both[first].close()
+
+    found = train(model, optimizer, each=each)
+    both[1 - first].close()
+    assert_equal(found)
+    seen = [[o.step for o in watcher.run().observations] for watcher in both]
+    assert seen[first] == list(range(1, 6))
+    assert seen[1 - first] == list(range(1, STEPS + 1))
+    assert {o.stage for o in both[1 - first].run().observations} == {"step"}
+    assert not optimizer._optimizer_step_pre_hooks
+    assert not optimizer._optimizer_step_post_hooks
+
+
+def test_of_two_watchers_one_may_fail_and_the_other_goes_on(tmp_path):
+    model, optimizer = make()
+    breaks = [Breaks(3, KeyError("x"))]
+    with (
+        pytest.warns(LearnablesWarning, match="watching has failed"),
+        ln.watch(model, optimizer, every=1, to=tmp_path / "a", sinks=breaks, budget=None) as a,
+        ln.watch(model, optimizer, every=1, to=tmp_path / "b", budget=None) as b,
+    ):
+        found = train(model, optimizer)
+    assert_equal(found)
+    assert a.failed is not None
+    assert b.failed is None
+    assert len(b.run().observations) == STEPS
+
+
 def test_a_parameter_that_comes_and_one_that_goes_are_followed(tmp_path):
     model, optimizer = make()
     late = nn.Parameter(torch.zeros(3))
