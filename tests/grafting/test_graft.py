@@ -10,6 +10,7 @@ import torch
 from tests.gloo import one_process_group
 from torch import nn
 from torch.distributed.fsdp import fully_shard
+from torch.nn import functional as F
 
 import learnables as ln
 from learnables.errors import LearnablesError, SelectionError, ShapeError
@@ -47,6 +48,94 @@ class Stack(nn.Module):
         return self.head(x.mean(1))
 
 
+class Attention(nn.Module):
+    """Attention that takes a mask, as those of libraries do."""
+
+    def __init__(self):
+        super().__init__()
+        self.qkv = nn.Linear(8, 24)
+
+    def forward(self, x, attention_mask=None):
+        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
+        return F.scaled_dot_product_attention(q, k, v, attention_mask).transpose(1, 2).flatten(2)
+
+
+class Experts(nn.Module):
+    """A bank of matrices as one parameter of three dimensions; each sees each token."""
+
+    def __init__(self):
+        super().__init__()
+        self.bank = nn.Parameter(torch.randn(2, 8, 8) / 3)
+
+    def forward(self, x):
+        return torch.einsum("bni,eoi->bno", x, self.bank).tanh()
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention, self.mlp, self.experts = Attention(), nn.Linear(8, 8), Experts()
+
+    def forward(self, x):
+        x = x + self.attention(x)
+        return x + self.experts(self.mlp(x).tanh())
+
+
+class Seer(nn.Module):
+    """Images (B, 3, 4, 4) of four patches, a class token in front."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(3, 8, 2, 2)
+        self.token = nn.Parameter(torch.randn(1, 1, 8))
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
+        self.head = nn.Linear(8, 2)
+
+    def forward(self, x):
+        x = self.patches(x).flatten(2).mT
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], dim=1)
+        for block in self.blocks:
+            x = block(x)
+        assert x.shape[1] == 5
+        return self.head(x[:, 0])
+
+
+def moved(component):
+    """A component that changes something: many begin by changing nothing."""
+    with torch.no_grad():
+        for param in component.parameters():
+            param.add_(torch.randn_like(param) / 3)
+    return component
+
+
+def seen():
+    return torch.rand(2, 3, 4, 4)
+
+
+SEEN = {
+    "colour": lambda: (ln.nn.ColorMatrix(), "", "input"),
+    "table of colours": lambda: (ln.nn.ColorLUT(5), "", "input"),
+    "gate": lambda: (ln.nn.Gate(8, value=0.5), "blocks.*.attention", None),
+    "channels": lambda: (ln.nn.LayerScale2d(8, 0.5), "patches", None),
+    "relative": lambda: (ln.nn.RelativeBias(2, 2, prefix=1), "blocks.*.attention", None),
+    "memory": lambda: (ln.nn.MemoryTokens(2, 8), "blocks.*", None),
+    "delta 1-D": lambda: (ln.nn.LowRankDelta(8), "blocks.0.mlp.bias", None),
+    "delta 2-D": lambda: (ln.nn.LowRankDelta(8, 8, rank=2), "blocks.1.mlp.weight", None),
+    "delta 3-D": lambda: (ln.nn.LowRankDelta(2, 8, 8, rank=1), "blocks.0.experts.bank", None),
+    "delta of a kernel": lambda: (ln.nn.LowRankDelta(8, 3, 2, 2, rank=2), "patches.weight", None),
+    "delta of a fused qkv": lambda: (
+        ln.nn.LowRankDelta(24, 8, rank=2, sections=3, chosen=(0, 2)),
+        "blocks.0.attention.qkv.weight",
+        None,
+    ),
+    "delta of a token": lambda: (ln.nn.LowRankDelta(1, 1, 8, rank=1), "token", None),
+    "blocks": lambda: (
+        ln.nn.BlockSparseDelta(8, 8, block=4, density=0.5),
+        "blocks.0.mlp.weight",
+        None,
+    ),
+    "user's own": lambda: (nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)), "blocks.0", None),
+}
 GRAFTS = {
     "prompts": lambda: (ln.nn.Prompts(4, 8, prefix=1), "blocks.*", None),
     "deep": lambda: (ln.nn.DeepPrompts(3, 4, 8, prefix=1), "blocks.*", None),
@@ -59,14 +148,18 @@ GRAFTS = {
 }
 
 
-@pytest.fixture(params=GRAFTS)
+@pytest.fixture(params=[*GRAFTS, *SEEN])
 def grafted(request):
     torch.manual_seed(0)
-    model = Stack()
-    component, at, where = GRAFTS[request.param]()
-    x = torch.randn(2, 5, 3)
+    kind, build, x = (
+        (Stack, GRAFTS[request.param], torch.randn(2, 5, 3))
+        if request.param in GRAFTS
+        else (Seer, SEEN[request.param], seen())
+    )
+    model = kind()
+    component, at, where = build()
     before = model(x)
-    handle = graft(model, "extra", component, at, where=where)
+    handle = graft(model, "extra", moved(component), at, where=where)
     return model, handle, x, before
 
 
@@ -80,12 +173,16 @@ def test_it_acts_trains_and_leaves_no_trace(grafted):
         assert param.grad is not None, name
         assert param.grad.any(), name
     handle.remove()
-    assert list(model.state_dict()) == list(state)
+    left = model.state_dict()
+    assert list(left) == list(state)
+    assert all(torch.equal(value, left[name]) for name, value in state.items())
     assert torch.equal(model(x), before)
-    for module in model.modules():
-        assert not module._forward_hooks
-        assert not module._forward_pre_hooks
-    assert vars(model).keys() == vars(Stack()).keys()
+    for module, new in zip(model.modules(), type(model)().modules(), strict=True):
+        assert type(module) is type(new)
+        assert vars(module).keys() == vars(new).keys()
+        for name, held in vars(new).items():
+            if "hooks" in name:  # and whatever torch notes about them
+                assert vars(module)[name] == held, name
     with pytest.raises(LearnablesError, match="no more"):
         handle.remove()
 
@@ -95,9 +192,10 @@ def test_copies_are_whole_and_independent(grafted, carried):
     model, _, x, before = grafted
     out, other = model(x), carried(model)
     assert torch.equal(other(x), out)
-    with torch.no_grad():
-        for param in other.extra.parameters():
-            param.add_(1.0)
+    ours, theirs = model.state_dict(), other.state_dict()
+    assert list(ours) == list(theirs)
+    assert "extra" in dict(other.named_modules())
+    moved(other.extra)
     assert not torch.equal(other(x), out)
     assert torch.equal(model(x), out)
     grafts_of(other)[0].remove()
@@ -121,15 +219,23 @@ def test_no_graph_breaks_and_export(grafted):
     torch.testing.assert_close(exported.module()(x), model(x))
 
 
-def test_a_delta_is_merged_into_its_parameter():
-    model, x = Stack(), torch.randn(2, 5, 3)
-    handle = graft(model, "delta", Plus(16, 8), "blocks.0.linear1.weight")
+def on_a_parameter(kind):
+    return kind in ("delta", "second", "blocks") or kind.startswith("delta ")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in (*GRAFTS, *SEEN) if on_a_parameter(kind)])
+def test_a_delta_is_merged_into_its_parameter(kind):
+    model, x = (Seer(), seen()) if kind in SEEN else (Stack(), torch.randn(2, 5, 3))
+    component, at, where = {**GRAFTS, **SEEN}[kind]()
+    names, before = list(model.state_dict()), model.get_parameter(at).detach().clone()
+    handle = graft(model, "delta", moved(component), at, where=where)
     out = model(x)
+    wanted = component(before).detach()
     handle.merge()
     assert torch.equal(model(x), out)
-    assert not hasattr(model, "delta")
-    with pytest.raises(LearnablesError, match="only a graft on a parameter"):
-        graft(model, "scale", ln.nn.LayerScale(8), "blocks.0").merge()
+    assert torch.equal(model.get_parameter(at), wanted)
+    assert not torch.equal(wanted, before)
+    assert list(model.state_dict()) == names
 
 
 def test_grafts_on_one_place_are_removed_last_first():
@@ -290,10 +396,10 @@ def test_a_delta_of_another_shape_tells_both_and_what_to_build():
     graft(model, "delta", mended, "blocks.0.linear1.weight")
 
 
-@pytest.mark.parametrize("kind", [k for k in GRAFTS if k not in ("delta", "second")])
+@pytest.mark.parametrize("kind", [kind for kind in (*GRAFTS, *SEEN) if not on_a_parameter(kind)])
 def test_what_algebra_cannot_merge_is_refused_and_stays(kind):
-    model, x = Stack(), torch.randn(2, 5, 3)
-    component, at, where = GRAFTS[kind]()
+    model, x = (Seer(), seen()) if kind in SEEN else (Stack(), torch.randn(2, 5, 3))
+    component, at, where = {**GRAFTS, **SEEN}[kind]()
     handle = graft(model, "extra", component, at, where=where)
     out = model(x)
     with pytest.raises(LearnablesError, match="only a graft on a parameter") as error:

@@ -5,23 +5,13 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from tests.gloo import spawn
+from tests.grafting.test_graft import SEEN, Attention, Seer, moved
 from torch import nn
 from torch.distributed.fsdp import fully_shard
-from torch.nn import functional as F
 
 import learnables as ln
 
 NAMES = ["prompts.*", "registers.*", "deep.*", "scale.*", "bias.*", "qkv.*", "mlp.*", "head.*"]
-
-
-class Attention(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.qkv = nn.Linear(8, 24)
-
-    def forward(self, x, attention_mask=None):
-        q, k, v = self.qkv(x).unflatten(-1, (3, 2, 4)).permute(2, 0, 3, 1, 4)
-        return F.scaled_dot_product_attention(q, k, v, attention_mask).transpose(1, 2).flatten(2)
 
 
 class Block(nn.Module):
@@ -70,12 +60,20 @@ def grafted():
     return model
 
 
-def train(model, wrapped, rank, ranks):
+def tokens(generator):
+    return torch.randn(8, 4, 8, generator=generator, dtype=torch.float64)
+
+
+def images(generator):
+    return torch.rand(8, 3, 4, 4, generator=generator, dtype=torch.float64)
+
+
+def train(model, wrapped, rank, ranks, batch=tokens):
     params = [p for p in wrapped.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(params, lr=0.5)
     data = torch.Generator().manual_seed(1)
     for _ in range(3):
-        x = torch.randn(8, 4, 8, generator=data, dtype=torch.float64)
+        x = batch(data)
         mine = x[rank * 8 // ranks : (rank + 1) * 8 // ranks]
         optimizer.zero_grad()
         wrapped(mine).square().mean().backward()
@@ -92,7 +90,7 @@ def ddp(model):
 
 def fsdp(model):
     mesh = dist.init_device_mesh("cpu", (2,))
-    for block in (*model.blocks, *model.more):
+    for block in (*model.blocks, *getattr(model, "more", ())):
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
@@ -123,3 +121,32 @@ def test_grafts_train_on_two_ranks_as_on_one_and_are_saved_from_both(tmp_path) -
     moved = {name for name, value in wanted.items() if not torch.equal(value, before[name])}
     assert {name.split(".")[0] + ".*" for name in moved} == set(NAMES)
     spawn(compare, 2, wanted, model(probe()).detach(), str(tmp_path))
+
+
+# --- every kind of component at once -------------------------------------------------------------
+
+
+def grafted_seer():
+    torch.manual_seed(0)
+    model = Seer()
+    for i, (component, at, where) in enumerate(build() for build in SEEN.values()):
+        ln.graft(model, f"kind_{i}", moved(component), at, where=where)
+    ln.graft(model, "kind_class", ln.nn.ClassToken(8), "blocks.*")
+    ln.train_only(model, ["kind_*", "head.*"])
+    return model.double()
+
+
+def compare_seer(rank: int, wanted) -> None:
+    for wrap in (ddp, fsdp):
+        model = grafted_seer()
+        state = train(model, wrap(model), rank, 2, images)
+        torch.testing.assert_close(state, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_every_kind_of_component_trains_on_two_ranks_as_on_one() -> None:
+    model = grafted_seer()
+    before = {name: param.detach().clone() for name, param in model.named_parameters()}
+    wanted = train(model, model, 0, 1, images)
+    still = {name for name, value in wanted.items() if torch.equal(value, before[name])}
+    assert not any(name.startswith("kind_") for name in still), still
+    spawn(compare_seer, 2, wanted)
