@@ -50,6 +50,20 @@ def test_the_page_follows_the_run(training):
         assert "<dd>2</dd>" in get(page)[2]
 
 
+def test_the_step_is_that_of_the_run_and_not_of_the_last_look(tmp_path):
+    model = nn.Linear(3, 1)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+    with ln.watch(model, optimizer, every=10**6, to=tmp_path, budget=None) as watcher:
+        for _ in range(23):
+            model(torch.ones(2, 3)).square().mean().backward()
+            optimizer.step()
+            watcher.log_scalars(watcher.step, {"loss": 1.0})
+        watcher.log_document("note", "what waits is written now")
+        with LivePage(tmp_path).running() as page:
+            assert "<dt>steps</dt><dd>23</dd>" in get(page)[2]
+            assert "<dt>looks</dt><dd>1</dd>" in get(page)[2]
+
+
 def test_a_change_between_the_page_and_its_events_is_told(training):
     watcher, step = training
     with LivePage(watcher.path.parent).running() as page:

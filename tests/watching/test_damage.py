@@ -28,6 +28,7 @@ def everything(path: Path) -> dict[str, object]:
     run = Run(path)
     seen = {
         "meta": run.meta,
+        "steps": run.steps,
         "parameters": run.parameters,
         "alarms": run.alarms,
         "artifacts": [(a.step, a.time, a.name, a.kind, a.data) for a in run.artifacts],
@@ -126,6 +127,7 @@ def survives(source: Path, folder: Path, draw: random.Random) -> str:
 
 def assert_no_lie(shown, truth):
     """Less than was written may be shown, never anything else."""
+    assert shown["steps"] <= truth["steps"]
     for key, value in shown["meta"].items():
         assert truth["meta"][key] == value
     for table in ("parameters", "alarms", "artifacts", "observations"):

@@ -1,11 +1,14 @@
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from learnables.errors import RunError
 from learnables.watching.run import Run
+from learnables.watching.schema import APPLICATION_ID, COLUMNS, CREATE, STEPS, VERSION
 from learnables.watching.store import Store
 
 
@@ -104,3 +107,79 @@ def test_a_run_lasts_until_what_it_wrote_last_of_whatever_kind(tmp_path, monkeyp
     store.add_scalars(9, {"loss": 1.0})
     store.close()
     assert Run(tmp_path).seconds == 25.0
+
+
+def test_the_steps_that_were_done_are_told_with_whatever_is_written(tmp_path):
+    """They were those of the last look, however long ago that was."""
+    store = Store(tmp_path)
+    assert Run(tmp_path).steps == 0
+    store.steps = 7
+    store.add_artifact(0, "note", "document", b"{}")
+    assert Run(tmp_path).steps == 7
+    store.steps = 9
+    store.add_scalars(100, {"images seen": 1.0})  # by whatever a loop counts
+    store.close()
+    assert Run(tmp_path).steps == 9
+    assert not Run(tmp_path).damage
+
+
+def test_a_run_that_goes_on_from_an_earlier_step_has_done_no_more(tmp_path):
+    first = Store(tmp_path)
+    first.steps = 40
+    first.add_scalars(1, {"a": 1.0})
+    first.close()
+    second = Store(tmp_path, meta={"begins_after": 20}, resume=True)
+    assert Run(tmp_path).steps == 40  # as far as anybody has told
+    second.steps = 25
+    second.add_scalars(25, {"a": 2.0})
+    second.close()
+    assert Run(tmp_path).steps == 25
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_page_of_the_schema_names_every_table_and_column(language):
+    page = (Path(__file__).parents[2] / f"docs/{language}/run-database.md").read_text("utf-8")
+    assert re.search(rf"^## .*{VERSION}$", page, re.MULTILINE)
+    assert f"0x{APPLICATION_ID:X}" in page
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", page, re.MULTILINE))
+    created = dict(re.findall(r"CREATE TABLE (\w+) \((.*?)\);", CREATE, re.DOTALL))
+    assert set(created) == {*COLUMNS, "tally"}
+    for table, columns in COLUMNS.items():
+        assert re.findall(r"`(\w+)`", re.sub(r"[(（].*?[)）]", "", rows[table]))[
+            : len(columns)
+        ] == [*columns]
+        assert re.findall(r"(\w+) (?:INTEGER|TEXT|REAL|BLOB)", created[table]) == [
+            *("seq", *columns, "crc")
+        ]
+    assert f"`{STEPS}`" in rows["tally"]
+
+
+def test_writers_that_begin_in_one_folder_at_once_get_a_file_each(tmp_path):
+    """Four processes, all waiting for the same file to appear."""
+    code = (
+        "import sys, pathlib\n"
+        "from learnables.watching.store import Store\n"
+        "print('ready', flush=True)\n"
+        "while not pathlib.Path(sys.argv[1], 'go').exists(): pass\n"
+        "store = Store(sys.argv[1])\n"
+        "for step in range(50):\n"
+        "    store.add_scalars(step, {sys.argv[2]: step})\n"
+        "    store.flush()\n"
+        "store.close()\n"
+    )
+    command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path)]
+    writers = [
+        subprocess.Popen([*command, f"by {i}"], stdout=subprocess.PIPE, text=True) for i in range(4)
+    ]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    (tmp_path / "go").touch()
+    for writer in writers:
+        writer.communicate(timeout=120)
+    assert [writer.returncode for writer in writers] == [0] * 4
+    runs = [Run(path) for path in sorted(tmp_path.glob("run*.db"))]
+    assert len(runs) == 4
+    assert sorted(name for run in runs for name in run.scalars) == [f"by {i}" for i in range(4)]
+    for run in runs:
+        assert not run.damage
+        assert next(iter(run.scalars.values())).values.tolist() == list(range(50))

@@ -49,7 +49,7 @@ class Governor:
         self._steps: deque[float] = deque(maxlen=31)
         self._looks: deque[float] = deque(maxlen=5)
         self._checks: deque[float] = deque(maxlen=31)
-        self._check = 0.0  # their median: it is asked for at every step
+        self._look = self._check = 0.0  # their medians: they are asked for at every step
         self._agreed: tuple[int, list[float]] | None = None
         self._since = 0  # checks after that
 
@@ -62,6 +62,7 @@ class Governor:
         """A look took ``seconds``."""
         self.spent += seconds
         self._looks.append(seconds)
+        self._look = median(self._looks)
 
     def checked(self, seconds: float) -> None:
         """A check between looks took ``seconds``."""
@@ -80,7 +81,7 @@ class Governor:
             return False
         if self.budget is None or len(self._looks) < _LEAST:
             return True
-        spent, elapsed, _, look, *_ = self._at(step)
+        spent, elapsed, look, *_ = self._at(step)
         return spent + look <= self.budget * elapsed
 
     def watches(self, step: int) -> bool:
@@ -90,10 +91,7 @@ class Governor:
         """
         if self.budget is None or len(self._checks) < _KNOWN:
             return True
-        if self._agreed is None:
-            spent, elapsed, check, checking = self.spent, self.elapsed, self._check, self._checking
-        else:
-            spent, elapsed, _, _, check, checking = self._at(step)
+        spent, elapsed, _, check, checking = self._at(step)
         allowed = self.budget * elapsed
         due = spent + check <= allowed and checking + check <= _CHECKING * allowed
         self._since += due
@@ -101,8 +99,8 @@ class Governor:
 
     def clocks(self) -> list[float]:
         """In seconds: spent, elapsed; medians of a step, a look and a check; spent on checks."""
-        step, look = (median(times or [0.0]) for times in (self._steps, self._looks))
-        return [self.spent, self.elapsed, step, look, self._check, self._checking]
+        step = median(self._steps or [0.0])
+        return [self.spent, self.elapsed, step, self._look, self._check, self._checking]
 
     def agree(self, step: int, clocks: Sequence[float] = (0.0,) * 6) -> None:
         """From now on decide by these clocks, as every rank does, and no more by one's own.
@@ -111,13 +109,14 @@ class Governor:
         """
         self._agreed, self._since = (step, list(clocks)), 0
 
-    def _at(self, step: int) -> list[float]:
+    def _at(self, step: int) -> tuple[float, float, float, float, float]:
+        """At this step: spent, elapsed, what a look takes and what a check, spent on checks."""
         if self._agreed is None:
-            return self.clocks()
+            return self.spent, self.elapsed, self._look, self._check, self._checking
         since, (spent, elapsed, seconds, look, check, checking) = self._agreed
         made = self._since * check
         trained = elapsed + (step - since) * seconds
-        return [spent + made, trained, seconds, look, check, checking + made]
+        return spent + made, trained, look, check, checking + made
 
     @property
     def overhead(self) -> float:

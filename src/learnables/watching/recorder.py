@@ -225,6 +225,7 @@ class Watcher:
         if self._writes and to is not None:
             meta = {"every": every, "budget": budget, **({"begins_after": step} if step else {})}
             self._store = Store(to, meta=meta, resume=resume)
+            self._store.steps = step
         self._describe()
         self._sinks = list(sinks) if self._writes else []
         hook = self._before if self._writes or self._shared else self._only_count
@@ -276,6 +277,7 @@ class Watcher:
             if self._logged_since > 30 and step > self.step + 30 and self._handles:
                 self._raise(self._judge.silent(step, self.step))
             if self._store:
+                self._store.steps = self.step
                 self._store.add_scalars(step, plain)
             for sink in self._sinks:
                 sink.scalars(step, plain)
@@ -554,6 +556,7 @@ class Watcher:
         self._observed += 1
         self._blame(sent.names, arrived.overflows)
         if self._store:
+            self._store.steps = self.step
             self._store.add_observation(observation, sent.rows)
         for sink in self._sinks:
             sink.observation(observation)
@@ -661,7 +664,8 @@ class Watcher:
     def _say_how_it_went(self) -> None:
         governor, done = self.governor, self.step - self._first_step
         if self._store and governor.elapsed:
-            self._store.add_meta({"overhead": governor.overhead, "steps": self.step})
+            self._store.steps = self.step
+            self._store.add_meta({"overhead": governor.overhead})
         if not done:
             said = "no optimizer step was seen; a step that is compiled as a whole hides from hooks"
         elif governor.budget is None or not governor.elapsed:

@@ -27,7 +27,7 @@ from learnables.watching.observation import (
     from_arrays,
     overflows_in,
 )
-from learnables.watching.schema import APPLICATION_ID, COLUMNS, VERSION, checksum
+from learnables.watching.schema import APPLICATION_ID, COLUMNS, STEPS, VERSION, checksum
 from learnables.watching.store import newest
 from learnables.watching.wal import faults
 
@@ -119,11 +119,13 @@ class Run:
         self.meta: dict[str, Any] = {}
         self._tables: dict[str, list[tuple[int, _Row]]] = {t: [] for t in COLUMNS}
         self._described: list[dict[int, Described]] = []
+        self._told = 0  # steps, by the newest file that says how many
         seen: set[Path] = set()
         file, before = self.path, _FOREVER
         while file not in seen:
             seen.add(file)
-            tables = _read(file, self.damage)
+            tables, tally = _read(file, self.damage)
+            self._told = self._told or tally.get(STEPS, 0)
             meta = _meta(tables, file, self.damage)
             self.meta = {**meta, **self.meta}
             self._described.append(_parameters(tables, self.damage))
@@ -153,10 +155,8 @@ class Run:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps that it has done, as far as it has told: at its end, and at each look."""
-        told = self.meta.get("steps")
-        seen = max((o.step for o in self.observations), default=0)
-        return max(seen, told) if isinstance(told, int) else seen
+        """Optimizer steps that it has done, as of what it wrote last, be it a look or a number."""
+        return max([self._told, *(o.step for o in self.observations)])
 
     @property
     def seconds(self) -> float:
@@ -315,8 +315,8 @@ def _require_one_of(value: object, name: str, known: Sequence[str]) -> None:
         )
 
 
-def _read(path: Path, damage: list[str]) -> dict[str, list[_Row]]:
-    """The rows of every table that pass their checksum, without it.
+def _read(path: Path, damage: list[str]) -> tuple[dict[str, list[_Row]], dict[str, int]]:
+    """The rows of every table that pass their checksum, without it; and what is counted.
 
     Raises:
         RunError: The file is no run database, of a newer schema, or unreadable.
@@ -340,7 +340,7 @@ def _read(path: Path, damage: list[str]) -> dict[str, list[_Row]]:
             "the run database is damaged", where=str(path), found=f"SQLite says: {error}"
         ) from error
     damage += faults(path.with_name(path.name + "-wal"))
-    return rows
+    return rows, tally
 
 
 def _connect(path: Path) -> sqlite3.Connection:

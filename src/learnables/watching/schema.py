@@ -1,7 +1,8 @@
 """The tables of a run database, and the checksum of a row. docs/en/run-database.md explains them.
 
 Every table but ``tally`` is append-only: ``seq`` counts its rows from 1, ``crc`` is the checksum of
-the row. ``tally`` says how many rows each table has, so that a row that vanishes is noticed too.
+the row. ``tally`` says how many rows each table has, so that a row that vanishes is noticed too,
+and how many optimizer steps were done when something was written last.
 """
 
 import struct
@@ -13,6 +14,7 @@ Value: TypeAlias = "int | float | str | bytes | None"
 VERSION = 1
 APPLICATION_ID = 0x4C524E52  # "LRNR", at byte 68 of the file
 SUFFIX = ".db"
+STEPS = "steps"  # the one name in ``tally`` that is no table's
 
 COLUMNS = {
     "meta": ("key", "value"),

@@ -22,6 +22,7 @@ from learnables.watching.schema import (
     APPLICATION_ID,
     COLUMNS,
     CREATE,
+    STEPS,
     SUFFIX,
     VERSION,
     Value,
@@ -89,6 +90,7 @@ class Store:
                 wanted="a folder that can be written to",
                 mend='ln.watch(model, optimizer, to="another/folder")',
             ) from error
+        self.steps = 0  # that the optimizer has done: told with whatever is written next
         self._rows = dict.fromkeys(COLUMNS, 0)
         self._held: list[tuple[Value, ...]] = []  # scalars that no transaction has written yet
         self._written = -math.inf
@@ -189,6 +191,7 @@ class Store:
                 raise RunError("the run database has been moved or deleted", where=str(self.path))
             try:
                 with self._database:
+                    self._count(STEPS, self.steps)
                     totals = {name: self._insert(name, these) for name, these in new.items()}
             except sqlite3.Error as error:
                 raise RunError(
@@ -209,11 +212,12 @@ class Store:
         total = first + len(rows) - 1
         marks = ", ".join("?" * len(checked[0]))
         self._database.executemany(f"INSERT INTO {table} VALUES ({marks})", checked)
-        self._database.execute(
-            "INSERT OR REPLACE INTO tally VALUES (?, ?, ?)",
-            (table, total, checksum("tally", total, (table,))),
-        )
+        self._count(table, total)
         return total
+
+    def _count(self, name: str, number: int) -> None:
+        row = (name, number, checksum("tally", number, (name,)))
+        self._database.execute("INSERT OR REPLACE INTO tally VALUES (?, ?, ?)", row)
 
 
 def newest(folder: "str | os.PathLike[str]") -> Path:
