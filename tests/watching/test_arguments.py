@@ -25,6 +25,9 @@ from learnables.watching.sinks import CSV, JSONLines, Sink, TensorBoard, Trackio
 class Taken(Sink):
     """Keeps what it is given."""
 
+    def __repr__(self):  # names a case: without an address, which two processes would not share
+        return "Taken()"
+
     def __init__(self) -> None:
         self.numbers = {}
 
