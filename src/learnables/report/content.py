@@ -14,7 +14,7 @@ from learnables.errors import RunError
 from learnables.report.figures import Figures
 from learnables.watching.artifacts import labels_of
 from learnables.watching.encoding import Array
-from learnables.watching.observation import QUANTITIES, Observation
+from learnables.watching.observation import CONSUMED, QUANTITIES, Observation
 from learnables.watching.run import Artifact, Described, Run, Series
 
 POINTS = 160  # of a line: as many as a chart of this size can show
@@ -213,7 +213,7 @@ def _add_scalars(page: Content, run: Run) -> None:
     for name, series in run.scalars.items():
         groups.setdefault(name.split("/")[0], {})[name] = series
     if len(run.gradient_norm.steps) > 1:
-        groups["gradient norm"] = {"gradient norm": run.gradient_norm}
+        groups[CONSUMED] = {CONSUMED: run.gradient_norm}
     order = sorted(groups, key=lambda g: (not g.startswith("acc"), not g.startswith("loss"), g))
     for group in order:
         lines = []
@@ -469,9 +469,8 @@ def _add_table(page: Content, artifact: Artifact, values: Array, classes: Any) -
     small = values.size <= 400
     scale = (high - low) or 1.0
     coded = np.clip(np.nan_to_num((values - low) / scale) * 255, 0, 255).astype(np.uint8)
-    exactly = artifact.name.startswith("weight ")  # the name of a parameter is left as it is
     picture |= {
-        "title": artifact.name if exactly else artifact.name.replace("_", " "),
+        "title": artifact.name,
         "step": artifact.step,
         "low": low,
         "high": high,
@@ -486,7 +485,7 @@ def _add_images(page: Content, artifact: Artifact) -> None:
     pixels, labels = arrays["pixels"][:48], labels_of(arrays)[:48]
     page.gallery.append(
         {
-            "title": artifact.name.replace("_", " "),
+            "title": artifact.name,
             "step": artifact.step,
             "shape": list(pixels.shape),
             "labels": labels,

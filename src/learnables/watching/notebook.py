@@ -7,7 +7,7 @@ import numpy as np
 
 from learnables.watching.alarm import Alarm
 from learnables.watching.encoding import Array
-from learnables.watching.observation import Observation
+from learnables.watching.observation import CONSUMED, Observation
 from learnables.watching.sinks.escape import html
 from learnables.watching.spark import spark
 
@@ -60,7 +60,7 @@ def table(run: Shown) -> str:
         f"{'<br>'.join(html(line) for line in str(alarm).splitlines())}</p>"
         for alarm in run.alarms
     ]
-    numbers = {"gradient norm": run.gradient_norm, **run.scalars}
+    numbers = {CONSUMED: run.gradient_norm, **run.scalars}
     lines = [(name, series.values) for name, series in numbers.items() if len(series.values)]
     said.append(_rows(("", "last", ""), ((html(n), *_told(values)) for n, values in lines)))
     blamed = {alarm.name for alarm in run.alarms}

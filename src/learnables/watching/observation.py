@@ -12,6 +12,7 @@ from learnables.watching.encoding import Array
 QUANTITIES = ("weight", "gradient", "update")
 MOMENTS = ("count", "sum", "sum_of_squares", "absmax", "min", "max", "zeros", "nonfinite")
 OVERFLOWS = "overflows"  # the document of those that no observation holds any more
+CONSUMED = "gradient norm, after clipping"  # what it is called: a clipped one is flat
 BINS = 512  # sign × biased exponent of float32: bin 256·(x < 0) + exponent
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from learnables.errors import LearnablesError
+from learnables.watching.observation import CONSUMED
 from learnables.watching.run import Run, Series
 from learnables.watching.sinks.escape import visible
 from learnables.watching.spark import spark
@@ -40,7 +41,7 @@ def screen(run: Run, rows: int = 20) -> "RenderableType":
     for damaged in run.damage[:3]:
         parts.append(Text(f"damaged: {visible(damaged)}", style="bold red"))
     numbers = Table(box=None, pad_edge=False, show_header=False)
-    for name, series in {**run.scalars, "gradient norm": run.gradient_norm}.items():
+    for name, series in {**run.scalars, CONSUMED: run.gradient_norm}.items():
         if len(series.values):
             shown = Text(spark(series.values.tolist(), 40), style="cyan")
             numbers.add_row(Text(visible(name)), f"{series.values[-1]:.4g}", shown)

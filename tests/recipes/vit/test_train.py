@@ -80,7 +80,7 @@ def test_database_holds_curves_looks_and_pictures(plain):
     confusion = record.artifact("confusion").arrays()["values"]
     assert confusion.shape == (10, 10)
     assert confusion.trace() / confusion.sum() == pytest.approx(plain.accuracy)
-    assert record.artifact("position_similarity").arrays()["values"].shape == (4, 4, 4, 4)
+    assert record.artifact("position similarity").arrays()["values"].shape == (4, 4, 4, 4)
     assert any(a.name.startswith("weight blocks.0.") for a in record.artifacts)
     assert "weight blocks.0." in (plain.folder / "report.html").read_text()
     assert len(record.artifact("misclassified").arrays()["pixels"])

@@ -514,9 +514,9 @@ def _draw(job: Job, step: int, measured: Measured, watcher: Watcher) -> None:
         return
     watcher.log_document("classes", list(job.images.classes), step=step)
     watcher.log_table("confusion", measured.confusion, step)
-    watcher.log_table("position_similarity", similarity, step)
+    watcher.log_table("position similarity", similarity, step)
     if color is not None:
-        watcher.log_table("color_matrix", color, step)
+        watcher.log_table("color matrix", color, step)
     for name, values in weights:
         watcher.log_table(name, values, step)
     wrong, labels = mistakes(measured, job.images.test, job.images.classes)
