@@ -19,9 +19,13 @@ from learnables.arguments import (
     require_kind,
     require_module,
     require_path,
+    require_share,
     require_whole,
+    towards_a_dtype,
 )
 from learnables.errors import ArgumentError, LearnablesError, PolicyError
+from learnables.init.base import Initializer
+from learnables.notes import notes_of
 
 
 def model_and_optimizer() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -354,3 +358,105 @@ def test_one_of_several_kinds_will_do() -> None:
     require_kind((3, 4), "size", int, tuple, wanted="a size", mend="size=3")
     with pytest.raises(ArgumentError, match="size is of another kind"):
         require_kind("3", "size", int, tuple, wanted="a size", mend="size=3")
+
+
+def constructors() -> list[Any]:
+    """Each argument of each component, set and initialiser that is annotated with a plain kind."""
+    plain = {int, float, bool, str, int | tuple[int, int], tuple[int, int], int | None, str | None}
+    plain |= {torch.dtype | None, torch.device | str | None, torch.Generator | None, float | None}
+    plain |= {Tensor, Callable[[Tensor], Tensor]}
+    return [
+        pytest.param(made, name, id=f"{made.__name__}({name})")
+        for package in (ln.nn, ln.sets, ln.init)
+        for made in (getattr(package, name) for name in package.__all__)
+        if inspect.isclass(made) and issubclass(made, (nn.Module, ln.sets.Set, Initializer))
+        for name, takes in inspect.signature(made).parameters.items()
+        if takes.annotation in plain and takes.kind is not takes.VAR_POSITIONAL
+    ]
+
+
+@pytest.mark.parametrize(("made", "name"), constructors())
+def test_what_is_of_another_kind_is_refused_by_every_constructor(
+    made: Callable[..., Any], name: str
+) -> None:
+    # What else it needs is not handed over: the argument is judged before anything is built.
+    with pytest.raises(ArgumentError) as error:
+        made(**{name: object()})
+    assert error.value.where == name
+    assert error.value.wanted
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda: ln.nn.LayerScale(-1),
+        lambda: ln.nn.RelativeBias((2, -2), 2),
+        lambda: ln.nn.Prompts(2, 4, dropout=1.5),
+        lambda: ln.nn.RotaryFrequencies(2, 4, theta=-1.0),
+    ],
+)
+def test_a_size_or_a_share_that_cannot_be_is_refused(call: Callable[[], Any]) -> None:
+    with pytest.raises(LearnablesError, match=r"-1|-2|1\.5") as error:
+        call()
+    assert not isinstance(error.value, ArgumentError)
+
+
+def test_sizes_of_any_integer_kind_and_numbers_of_any_real_kind_are_taken() -> None:
+    assert ln.nn.LayerScale(np.int64(4), np.float32(0.5)).gamma.shape == (4,)
+    assert ln.sets.Ball(1).radius == 1
+    require_share(0, "dropout")
+
+
+class Scale(ln.nn.LayerScale):  # somebody's own, whose annotation is a habit
+    def __new__(cls, *args: object, **kwargs: object) -> Any:
+        return super().__new__(cls, *args, **kwargs)
+
+    def __init__(self, dim: int) -> None:
+        super().__init__(len(dim))
+
+
+def test_annotations_of_other_peoples_subclasses_bind_nobody() -> None:
+    assert Scale([1, 2, 3]).gamma.shape == (3,)
+
+
+@pytest.mark.parametrize(
+    ("said", "where", "mend"),
+    [
+        ({"requires_grad": "no"}, "requires_grad", "requires_grad=True"),
+        ({"dtype": "bf16"}, "dtype", "dtype=torch.bfloat16"),
+        ({"dtype": "torch.float16"}, "dtype", "dtype=torch.float16"),
+        ({"dtype": torch.int64}, "dtype", ""),
+        ({"device": "gpu"}, "device", "device='cuda'"),
+        ({"storage_dtype": "fp32"}, "storage_dtype", "storage_dtype=torch.float32"),
+        ({"compute_dtype": "autcast"}, "compute_dtype", "compute_dtype='autocast'"),
+        ({"rounding": "khan"}, "rounding", "rounding='kahan'"),
+        ({"role": "expert"}, "role", "role='experts'"),
+        ({"weight_decay": "intial"}, "weight_decay", "weight_decay='init'"),
+        ({"constraint": ln.sets.Simplex}, "constraint", "constraint=Simplex(…)"),
+    ],
+    ids=str,
+)
+def test_a_declaration_that_means_nothing_is_told_what_was_meant(
+    said: dict[str, Any], where: str, mend: str
+) -> None:
+    with pytest.raises(LearnablesError) as error:
+        ln.parameter(4, 4, **said)
+    assert (error.value.where, error.value.mend) == (where, mend)
+    if where not in ("requires_grad", "dtype", "device"):
+        model, _ = model_and_optimizer()
+        with pytest.raises(LearnablesError) as error:
+            ln.annotate(model, "0.weight", **said)
+        assert (error.value.where, error.value.mend) == (where, mend)
+        assert not notes_of(model[0])
+
+
+def test_a_misspelled_field_is_told_the_nearest() -> None:
+    model, _ = model_and_optimizer()
+    with pytest.raises(PolicyError) as error:
+        ln.annotate(model, "0.weight", weight_decy=0.0)
+    assert error.value.mend == "weight_decay=0.0"
+
+
+def test_only_names_of_dtypes_lead_to_one() -> None:
+    assert towards_a_dtype("fp16", "dtype") == "dtype=torch.float16"
+    assert [towards_a_dtype(x, "dtype") for x in ("nn", "floaty", 3, None)] == ["", "", "", ""]

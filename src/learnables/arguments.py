@@ -1,12 +1,16 @@
 """What a caller handed over is what was asked for; said before anything is done with it."""
 
+import inspect
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 from math import inf, isfinite
 from numbers import Real
 from operator import index
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -79,8 +83,30 @@ def require_at_least_zero(value: object, name: str) -> None:
         )
 
 
-def require_whole(value: object, name: str, *, least: int) -> int:
+def require_share(value: float, name: str) -> None:
+    """Refuse what is no part of a whole, as a probability and a dropout are.
+
+    Raises:
+        ArgumentError: It is no number; the argument is named.
+        PolicyError: It lies outside [0, 1].
+    """
+    require_number(value, name)
+    if not 0 <= value <= 1:
+        raise PolicyError(
+            f"{name} is no share of a whole",
+            where=name,
+            found=f"{name}={value}",
+            wanted=f"0 ≤ {name} ≤ 1",
+        )
+
+
+def require_whole(value: object, name: str, *, least: int | None) -> int:
     """``value`` as an int; refuse what is no whole number, and one that is too small.
+
+    Args:
+        value: What was handed over.
+        name: The argument.
+        least: The smallest that means something; None where any does.
 
     Raises:
         ArgumentError: It is no integer (True and False are none); the argument is named.
@@ -95,10 +121,10 @@ def require_whole(value: object, name: str, *, least: int) -> int:
             f"{name} is no whole number",
             where=name,
             found=describe(value),
-            wanted=f"an int, at least {least}",
-            mend=f"{name}={_towards_an_int(value, least)}",
+            wanted="an int" if least is None else f"an int, at least {least}",
+            mend=_towards_an_int(value, name, least),
         )
-    if whole < least:
+    if least is not None and whole < least:
         raise LearnablesError(
             f"{name} is too small",
             where=name,
@@ -123,6 +149,170 @@ def require_flag(value: object, name: str) -> None:
             wanted="a bool",
             mend=f"{name}=True",
         )
+
+
+def require_dtype(value: object, name: str) -> None:
+    """Refuse what is no dtype, such as ``"bf16"``.
+
+    Raises:
+        ArgumentError: It is none; the argument is named.
+    """
+    if not isinstance(value, torch.dtype):
+        raise ArgumentError(
+            f"{name} is no dtype",
+            where=name,
+            found=describe(value),
+            wanted="a torch.dtype, e.g. torch.bfloat16",
+            mend=towards_a_dtype(value, name),
+        )
+
+
+def require_device(value: object, name: str) -> None:
+    """Refuse what names no device, such as ``"gpu"``; whether it is there shows when it is used.
+
+    Raises:
+        ArgumentError: It names none; the argument is named.
+    """
+    try:
+        torch.device(value)  # type: ignore[call-overload]
+    except (RuntimeError, TypeError):
+        raise ArgumentError(
+            f"{name} names no device",
+            where=name,
+            found=describe(value),
+            wanted="a torch.device, or its name, e.g. 'cpu' or 'cuda:0'",
+            mend=f"{name}='cuda'" if value == "gpu" else "",
+        ) from None
+
+
+def require_pair(value: object, name: str, *, or_one: bool) -> None:
+    """Refuse what is not two whole numbers nor, with ``or_one``, one that stands for both.
+
+    Raises:
+        ArgumentError: It is neither; the argument is named.
+        LearnablesError: One is negative.
+    """
+    pair = value if isinstance(value, (tuple, list)) else (value, value) if or_one else ()
+    try:
+        for whole in pair:
+            require_whole(whole, name, least=None)
+    except ArgumentError:
+        pair = ()
+    if len(pair) != 2:
+        raise ArgumentError(
+            f"{name} is neither a whole number nor two" if or_one else f"{name} is no pair",
+            where=name,
+            found=describe(value),
+            wanted="an int, or a tuple of two" if or_one else "a tuple of two ints",
+        )
+    if min(pair) < 0:
+        raise LearnablesError(
+            f"{name} is negative", where=name, found=f"{name}={value}", wanted="≥ 0"
+        )
+
+
+def require_function(value: object, name: str) -> None:
+    """Refuse what cannot be called, such as the name of an activation.
+
+    Raises:
+        ArgumentError: It cannot; the argument is named.
+    """
+    if not callable(value):
+        known = isinstance(value, str) and callable(getattr(nn.functional, value, None))
+        raise ArgumentError(
+            f"{name} is no function",
+            where=name,
+            found=describe(value),
+            wanted="a function or a module",
+            mend=f"{name}=torch.nn.functional.{value}" if known else "",
+        )
+
+
+def require_as_annotated(made: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+    """Refuse what the constructor of a class of ours takes for another kind, before it is built.
+
+    Read from the signature: numbers, sizes (which are not negative, unless the default is), truths,
+    texts, pairs, dtypes, devices, functions and instances of one class. What is annotated in any
+    other way, or does not fit the signature at all, is for the constructor to refuse.
+
+    Args:
+        made: The class; one that is not ours is let through, since annotations bind nobody.
+        args: What it is called with.
+        kwargs: The same, by name.
+
+    Raises:
+        ArgumentError: A value is of another kind; the argument is named.
+        LearnablesError: A size is negative.
+
+    Cost:
+        Some 10 µs.
+    """
+    if not made.__module__.startswith("learnables.") or not (args or kwargs):
+        return
+    signature = _signature(made)
+    try:
+        handed = signature.bind_partial(*args, **kwargs).arguments
+    except TypeError:
+        return  # Python's own words are the clearest
+    for name, value in handed.items():
+        takes = signature.parameters[name]
+        kinds = frozenset(_kinds(takes.annotation))
+        if takes.kind is takes.VAR_POSITIONAL or (value is None and NoneType in kinds):
+            continue
+        kinds -= {NoneType}
+        if kinds in _CHECKS:
+            counts_back = isinstance(takes.default, int) and takes.default < 0
+            _CHECKS[kinds](value, name, counts_back)
+        elif len(kinds) == 1 and isinstance(kind := next(iter(kinds)), type):
+            wanted = f"an instance of {kind.__qualname__}"
+            require_kind(value, name, kind, wanted=wanted, mend=_towards_an_instance(value, name))
+
+
+@cache
+def _signature(made: type) -> inspect.Signature:
+    return inspect.signature(made)
+
+
+@cache
+def _kinds(annotation: Any) -> tuple[Any, ...]:
+    """The parts of a union; of ``Callable[[int], int]`` only what it is."""
+    if isinstance(annotation, UnionType):
+        return tuple(kind for part in get_args(annotation) for kind in _kinds(part))
+    if get_origin(annotation) is Callable:
+        return (Callable,)
+    return (annotation,)
+
+
+def _require_size(value: object, name: str, counts_back: bool) -> None:
+    """Refuse what is no whole number and, unless it counts from the end, a negative one.
+
+    Raises:
+        LearnablesError: It is negative.
+    """
+    if require_whole(value, name, least=None) < 0 and not counts_back:
+        raise LearnablesError(
+            f"{name} is negative", where=name, found=f"{name}={value}", wanted="≥ 0"
+        )
+
+
+def _towards_an_instance(value: object, name: str) -> str:
+    return f"{name}={value.__name__}(…)" if isinstance(value, type) else ""
+
+
+_Check = Callable[[Any, str, bool], None]
+_CHECKS: dict[frozenset[Any], _Check] = {
+    frozenset({float}): lambda value, name, _: require_number(value, name),
+    frozenset({int}): _require_size,
+    frozenset({bool}): lambda value, name, _: require_flag(value, name),
+    frozenset({str}): lambda value, name, _: require_text(value, name),
+    frozenset({int, tuple[int, int]}): lambda value, name, _: require_pair(
+        value, name, or_one=True
+    ),
+    frozenset({tuple[int, int]}): lambda value, name, _: require_pair(value, name, or_one=False),
+    frozenset({torch.dtype}): lambda value, name, _: require_dtype(value, name),
+    frozenset({torch.device, str}): lambda value, name, _: require_device(value, name),
+    frozenset({Callable}): lambda value, name, _: require_function(value, name),
+}
 
 
 def require_path(value: object, name: str, *, wanted: str, mend: str) -> None:
@@ -203,6 +393,16 @@ def describe(value: object) -> str:
     return f"{short[:40]}, of type {kind}" if short else f"of type {kind}"
 
 
+def towards_a_dtype(value: object, name: str) -> str:
+    """What to type instead of the name of a dtype such as ``"bf16"``, or nothing."""
+    said = str(value).removeprefix("torch.")
+    kind = getattr(torch, _SHORT_DTYPES.get(said, said), None)
+    return f"{name}={kind}" if isinstance(kind, torch.dtype) else ""
+
+
+_SHORT_DTYPES = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
 def _is_number(text: object) -> bool:
     try:
         return isinstance(text, str) and isfinite(float(text))
@@ -215,11 +415,12 @@ def _is_optimizer(value: object) -> bool:
     return isinstance(value, Optimizer) or hasattr(value, "param_groups")
 
 
-def _towards_an_int(value: Any, least: int) -> int:
+def _towards_an_int(value: Any, name: str, least: int | None) -> str:
     try:
-        return max(least, int(value))
+        whole = int(value) if least is None else max(least, int(value))
     except (TypeError, ValueError, OverflowError, RuntimeError):
-        return least
+        return "" if least is None else f"{name}={least}"
+    return f"{name}={whole}"
 
 
 def _towards_a_module(value: object, name: str) -> str:

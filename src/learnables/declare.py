@@ -1,7 +1,9 @@
 """Declare what a parameter is, in the line that makes it: ``parameter`` and ``annotate``."""
 
+import difflib
 import threading
 from collections.abc import Callable, Iterable
+from operator import index
 from typing import Any, Literal, TypeAlias
 
 import torch
@@ -14,6 +16,7 @@ from learnables._torch import (
     keep_gradient_in,
     on_parameter_registration,
 )
+from learnables.arguments import require_device, require_dtype, require_flag, towards_a_dtype
 from learnables.conversion import after_conversion, during_conversion
 from learnables.entries import Entry, entries
 from learnables.errors import PolicyError, ShapeError
@@ -114,6 +117,18 @@ def parameter(
         Parameter containing:
         tensor([0.], requires_grad=True)
     """
+    require_flag(requires_grad, "requires_grad")
+    if dtype is not None:
+        require_dtype(dtype, "dtype")
+        if requires_grad and not (dtype.is_floating_point or dtype.is_complex):
+            raise PolicyError(
+                "a parameter of whole numbers has no gradient",
+                where="dtype",
+                found=f"dtype={dtype}",
+                wanted="a floating or complex dtype, or requires_grad=False",
+            )
+    if device is not None:
+        require_device(device, "device")
     if init is None and not (len(shape) == 1 and isinstance(shape[0], Tensor)):
         scalar = not shape or (len(shape) == 1 and shape[0] in ((), [], torch.Size([])))
         init = zeros() if scalar else trunc_normal(0.02)  # noted, so that it can be drawn again
@@ -211,8 +226,9 @@ def _make(
         return value if init is None else initialise_(value, init, role=role, generator=generator)
     if len(shape) == 1 and isinstance(shape[0], (tuple, list, torch.Size)):
         shape = tuple(shape[0])
-    sizes = [size for size in shape if isinstance(size, int) and size >= 0]
-    if len(sizes) != len(shape):
+    countable = all(hasattr(n, "__index__") and not isinstance(n, (bool, Tensor)) for n in shape)
+    sizes = [index(n) for n in shape] if countable else [-1]
+    if min(sizes, default=0) < 0:
         raise ShapeError(
             "the shape of a parameter is a row of non-negative sizes, or one tensor",
             found=f"ln.parameter({', '.join(map(_short, shape))})",
@@ -240,10 +256,33 @@ def check_fields(fields: dict[str, Any]) -> dict[str, Any]:
                 f"{name} has a value that means nothing"
                 if name in FIELDS
                 else "a policy field of this name does not exist",
+                where=name,
                 found=f"{name}={value!r}",
                 wanted=wanted,
+                mend=_mend(name, value),
             )
     return fields
+
+
+_CHOICES = {
+    "weight_decay": ("init",),
+    "compute_dtype": ("autocast",),
+    "rounding": ("kahan", "stochastic", "master"),
+    "role": ("linear", "conv", "experts", "projection"),
+}
+
+
+def _mend(name: str, value: Any) -> str:
+    """What to type instead, where what was meant can be guessed."""
+    if name not in FIELDS:
+        near = difflib.get_close_matches(name, FIELDS, n=1)
+        return f"{near[0]}={value!r}" if near else ""
+    if isinstance(value, type):
+        return f"{name}={value.__name__}(…)"
+    if name in ("storage_dtype", "compute_dtype") and towards_a_dtype(value, name):
+        return towards_a_dtype(value, name)
+    near = difflib.get_close_matches(str(value), _CHOICES.get(name, ()), n=1)
+    return f"{name}={near[0]!r}" if near else ""
 
 
 def _wrong(name: str, value: Any) -> str:
@@ -264,18 +303,21 @@ def _wrong(name: str, value: Any) -> str:
             "a floating dtype, e.g. torch.float32",
         ),
         "rounding": (
-            value in ("kahan", "stochastic", "master"),
+            value in _CHOICES["rounding"],
             "'kahan', 'stochastic' or 'master'",
         ),
         "memory_format": (
             isinstance(value, torch.memory_format) and value is not torch.preserve_format,
             "torch.contiguous_format, torch.channels_last or torch.channels_last_3d",
         ),
-        "constraint": (hasattr(value, "project"), "a set with a project method: ln.sets.…"),
+        "constraint": (
+            hasattr(value, "project") and not isinstance(value, type),
+            "a set with a project method: ln.sets.…",
+        ),
         "resize": (callable(value), "a function (value, shape) -> value"),
         "init": (isinstance(value, Initializer) or callable(value), "one of ln.init.…"),
         "role": (
-            value in ("linear", "conv", "experts", "projection"),
+            value in _CHOICES["role"],
             "'linear', 'conv', 'experts' or 'projection'",
         ),
         "tags": (

@@ -67,7 +67,7 @@ def test_conditions_are_dropped_in_training_only_at_the_stated_rate() -> None:
     assert torch.equal(null.eval()(c), c)
     with pytest.raises(ShapeError, match="one bool for each sample"):
         null(c, drop=torch.zeros(5000))
-    with pytest.raises(PolicyError, match="between 0 and 1"):
+    with pytest.raises(PolicyError, match="probability is no share"):
         NullCondition(2, probability=1.5)
 
 

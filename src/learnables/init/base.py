@@ -3,13 +3,17 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import Field, fields, is_dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import torch
 from torch import Tensor
 
 from learnables._torch import is_dtensor
+from learnables.arguments import require_as_annotated
 from learnables.errors import LearnablesError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _WIDE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
 
@@ -22,6 +26,11 @@ class Initializer(ABC):
 
     #: Whether two calls on one shape give the same values whatever the random state.
     deterministic: bool = False
+
+    def __new__(cls, *args: object, **kwargs: object) -> "Self":
+        """Refuse an argument of another kind here, before a model is half built."""
+        require_as_annotated(cls, args, kwargs)
+        return super().__new__(cls)
 
     @abstractmethod
     def fill_(self, x: Tensor, *, role: str | None, generator: torch.Generator | None) -> None:

@@ -7,6 +7,7 @@ from typing import Literal, final
 import torch
 from torch import Tensor, nn
 
+from learnables.arguments import require_number
 from learnables.errors import LearnablesError
 from learnables.init.base import Initializer
 from learnables.init.fans import fans
@@ -83,11 +84,13 @@ def xavier_uniform(gain: float = 1.0) -> variance_scaling:
         Glorot & Bengio, *Understanding the difficulty of training deep feedforward neural
         networks*, AISTATS 2010, equation 16.
     """
+    require_number(gain, "gain")
     return variance_scaling(gain**2, "fan_avg", "uniform")
 
 
 def xavier_normal(gain: float = 1.0) -> variance_scaling:
     """`xavier_uniform` with a normal distribution of the same variance."""
+    require_number(gain, "gain")
     return variance_scaling(gain**2, "fan_avg", "normal")
 
 

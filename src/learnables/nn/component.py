@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from learnables.arguments import require_as_annotated
 from learnables.init.redraw import redraw_
 from learnables.notes import notes_of
 
@@ -25,7 +26,11 @@ class Component(nn.Module, ABC):
     """
 
     def __new__(cls, *args: object, **kwargs: object) -> "Self":
-        """Note what it is built with, so that a delta file can say how to build it again."""
+        """Note what it is built with, so that a delta file can say how to build it again.
+
+        An argument of another kind is refused here, by its name.
+        """
+        require_as_annotated(cls, args, kwargs)
         made = super().__new__(cls)
         named = {key: value for key, value in kwargs.items() if key != "init"}  # drawn once only
         if all(map(_is_plain, (*args, *named.values()))):

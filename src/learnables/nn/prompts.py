@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learnables.arguments import require_share
 from learnables.declare import parameter
 from learnables.errors import ShapeError
 from learnables.init.base import Init
@@ -63,6 +64,7 @@ class Prompts(Component):
         init: Init | None = None,
     ) -> None:
         super().__init__()
+        require_share(dropout, "dropout")
         self.num_prompts, self.prefix, self.dropout = num_prompts, prefix, dropout
         init = init or vpt_uniform(dim, patch_size)
         self.tokens = parameter(
@@ -124,6 +126,7 @@ class DeepPrompts(Component):
     ) -> None:
         super().__init__()
         self.num_layers, self.num_prompts = num_layers, num_prompts
+        require_share(dropout, "dropout")
         self.prefix, self.dropout = prefix, dropout
         init = init or vpt_uniform(dim, patch_size)
         self.tokens = parameter(

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from learnables.declare import parameter
-from learnables.errors import ShapeError
+from learnables.errors import LearnablesError, ShapeError
 from learnables.init.base import Init, Initializer
 from learnables.nn.component import Component, wide
 from learnables.nn.resample import Grid
@@ -23,6 +23,12 @@ class rotated_frequencies(Initializer):  # noqa: N801 - named as the initialiser
     """Frequencies 1/θ^k along two perpendicular directions, turned by a random angle per head."""
 
     theta: float = 10.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.theta < math.inf:
+            raise LearnablesError(
+                "a base of frequencies is positive", found=f"theta={self.theta}", wanted="theta > 0"
+            )
 
     def fill_(self, x: Tensor, *, role: str | None, generator: torch.Generator | None) -> None:
         """Fill ``x`` of shape (2, H, d/2), d divisible by 4, in place."""

@@ -8,8 +8,9 @@ from typing import final
 import torch
 from torch import Tensor
 
+from learnables.arguments import require_share
 from learnables.declare import parameter
-from learnables.errors import PolicyError, ShapeError
+from learnables.errors import ShapeError
 from learnables.init.base import Init
 from learnables.init.fixed import zeros
 from learnables.init.random import normal, trunc_normal
@@ -194,12 +195,7 @@ class NullCondition(Component):
 
     def __init__(self, dim: int, probability: float = 0.1, *, init: Init | None = None) -> None:
         super().__init__()
-        if not 0 <= probability <= 1:
-            raise PolicyError(
-                "a share of dropped conditions lies between 0 and 1",
-                found=f"probability={probability}",
-                wanted="0 ≤ probability ≤ 1",
-            )
+        require_share(probability, "probability")
         self.probability = probability
         self.tokens = parameter(1, dim, init=init or zeros(), weight_decay=False, tags=("token",))
 

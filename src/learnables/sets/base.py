@@ -5,12 +5,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import fields, is_dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from learnables.arguments import require_as_annotated
 from learnables.errors import ConstraintError, ShapeError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 KEPT_NONFINITE = 1  #: status of a point with NaN or infinity in it: left as it was
 KEPT_DEGENERATE = 2  #: status of a point whose nearest point is not unique: left as it was
@@ -44,6 +48,11 @@ class Set(ABC):
     #: Whether a matrix W lies in it exactly where W with a unit matrix beside it, on the diagonal,
     #: does, so that matrices of several shapes can be made one shape and enforced together.
     pads_with_unit: ClassVar[bool] = False
+
+    def __new__(cls, *args: object, **kwargs: object) -> "Self":
+        """Refuse an argument of another kind, by its name."""
+        require_as_annotated(cls, args, kwargs)
+        return super().__new__(cls)
 
     @abstractmethod
     def nearest(self, x: Tensor) -> Tensor:
