@@ -1,10 +1,14 @@
 """Grafts in real architectures: put in, trained, audited, saved, loaded into a fresh model."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 from tests.integrations.grafts import (
     COMPONENTS,
     FAMILIES,
+    MORE,
     expected,
     grafted,
     graph_breaks,
@@ -20,6 +24,35 @@ REFUSED = [(f, c) for f in FAMILIES for c in COMPONENTS if expected(f, c) == "re
 @pytest.mark.parametrize(("family", "component"), COMBINATIONS)
 def test_trained_audited_saved_and_loaded_bit_equal(family, component, tmp_path):
     trained_saved_and_loaded(family, component, tmp_path)
+
+
+@pytest.mark.parametrize(("component", "family"), [(c, f) for c in MORE for f in MORE[c][1]])
+def test_so_do_further_components_in_some_families(family, component, tmp_path):
+    trained_saved_and_loaded(family, component, tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_model_of_any_family_is_copied_pickled_compiled_and_exported_with_its_graft(family):
+    component = "Prompts" if expected(family, "Prompts") == "works" else "LowRankDelta"
+    model, handle, x = grafted(family, component)
+    with torch.no_grad():
+        for param in handle.component.parameters():
+            param.normal_(std=0.5)
+        model.eval()
+        out = model(x)
+        for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            assert torch.equal(other(x), out)
+            assert [name for name, _ in other.named_parameters() if name.startswith("extra.")]
+            for param in other.extra.parameters():
+                param.normal_(std=0.5)
+            assert not torch.equal(other(x), out)
+            assert torch.equal(model(x), out), "the copies are independent"
+        torch._dynamo.reset()
+        compiled = torch.compile(model, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x), out)
+        exported = torch.export.export(model, (x,)).module()
+        torch.testing.assert_close(exported(x), out)
+    torch._dynamo.reset()
 
 
 @pytest.mark.parametrize(("family", "component"), REFUSED)

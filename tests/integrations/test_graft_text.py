@@ -23,6 +23,10 @@ ENCODERS = {
 DECODERS = {
     "Llama": {"num_key_value_heads": 1},
     "Mistral": {"num_key_value_heads": 1},
+    "Mixtral": {"num_key_value_heads": 1, "num_local_experts": 2},
+    "Gemma": {"num_key_value_heads": 1, "head_dim": 16},
+    "Phi3": {"num_key_value_heads": 1},
+    "SmolLM3": {"num_key_value_heads": 1},
     "Qwen2": {"num_key_value_heads": 1},
     "Qwen3": {"num_key_value_heads": 3, "head_dim": 16},
     "Olmo": {},
@@ -167,6 +171,82 @@ def test_generation_is_that_of_the_same_vectors_handed_over(name):
         ours = model.generate(ids, attention_mask=mask, **told)
     assert torch.equal(ours.sequences[:, 7:], wanted.sequences)
     torch.testing.assert_close(ours.logits, wanted.logits)
+
+
+OPT = {"ffn_dim": 96, "word_embed_proj_dim": 48}
+BLOOM = {"hidden_size": 48, "n_layer": 2, "n_head": 3, "vocab_size": 64, "pad_token_id": 0}
+GPTJ = {**GPT2, "rotary_dim": 8, "pad_token_id": 0}
+STRANGERS = {  # decoders that no family knows
+    "OPT": {**SMALL, **READS, **OPT},
+    "Bloom": BLOOM,
+    "GPTJ": GPTJ,
+    "StableLm": {**SMALL, **READS, "num_key_value_heads": 3},
+    "Granite": {**SMALL, **READS},
+    "Cohere": {**SMALL, **READS, "num_key_value_heads": 1},
+}
+
+
+def stranger(name):
+    import transformers
+
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{name}Config")(**{**STRANGERS[name], **NONE})
+    model = getattr(transformers, f"{name}ForCausalLM")(made).eval()
+    with torch.no_grad():
+        for param in model.parameters():  # so that no two words are alike likely
+            param.add_(torch.randn_like(param) / 10)
+    return model
+
+
+@pytest.mark.parametrize("kind", ["Prompts", "DeepPrompts"])
+@pytest.mark.parametrize("name", STRANGERS)
+def test_in_a_decoder_that_no_family_knows_the_path_that_is_offered_is_enough(name, kind):
+    model, (ids, mask) = stranger(name), padded_left()
+    made = {
+        "Prompts": ln.nn.Prompts(3, 48, init=STRONG),
+        "DeepPrompts": ln.nn.DeepPrompts(2, 3, 48, init=STRONG),
+    }
+    with pytest.raises(LearnablesError, match="no family of models knows") as error:
+        ln.graft(model, "prompts", made[kind])
+    path = eval(error.value.mend.removeprefix("at="))
+    told = {"max_new_tokens": 5, "do_sample": False, "pad_token_id": 0, "attention_mask": mask}
+    told |= {"return_dict_in_generate": True, "output_logits": True}
+    with torch.no_grad():
+        plain = model(ids, attention_mask=mask).logits
+        handle = ln.graft(model, "prompts", made[kind], at=path)
+        cached = model.generate(ids, use_cache=True, **told)
+        again = model.generate(ids, use_cache=False, **told)
+        assert torch.equal(cached.sequences, again.sequences)
+        torch.testing.assert_close(cached.logits, again.logits)
+        assert cached.past_key_values.get_seq_length() == 7 + 3 + 4
+        if kind == "Prompts":
+            vectors = made[kind](model.get_input_embeddings()(ids))
+            whole = torch.cat([mask.new_ones(2, 3), mask], dim=1)
+            handle.remove()
+            wanted = model(inputs_embeds=vectors, attention_mask=whole).logits[:, 3:]
+            handle = ln.graft(model, "prompts", made[kind], at=path)
+            torch.testing.assert_close(model(ids, attention_mask=mask).logits, wanted)
+        assert not torch.equal(model(ids, attention_mask=mask).logits, plain)
+        handle.remove()
+        assert torch.equal(model(ids, attention_mask=mask).logits, plain)
+
+
+def test_in_the_encoder_of_an_encoder_and_decoder_too():
+    from transformers import T5Config, T5ForConditionalGeneration
+
+    torch.manual_seed(0)
+    sizes = {"d_model": 48, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 3}
+    model = T5ForConditionalGeneration(T5Config(vocab_size=64, **sizes)).eval()
+    ids, mask = padded_right()
+    prompts = ln.nn.Prompts(3, 48, init=STRONG)
+    with torch.no_grad():
+        vectors = prompts(model.get_input_embeddings()(ids))
+        whole = torch.cat([mask.new_ones(2, 3), mask], dim=1)
+        wanted = model.encoder(inputs_embeds=vectors, attention_mask=whole).last_hidden_state
+        ln.graft(model, "prompts", prompts, at="encoder.block.*")
+        ours = model.encoder(ids, attention_mask=mask).last_hidden_state
+        torch.testing.assert_close(ours, wanted[:, 3:])
+        assert model(ids, attention_mask=mask, decoder_input_ids=ids).logits.shape == (2, 7, 64)
 
 
 @pytest.mark.parametrize("masked", [True, False])

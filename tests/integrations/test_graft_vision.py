@@ -267,3 +267,133 @@ def test_timms_checkpointing_changes_no_gradient(name):
     assert len(grads[0]) == 5
     assert all(grad.any() for grad in grads[0].values())
     torch.testing.assert_close(grads[0], grads[1])
+
+
+SMALL = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+}
+SEES = {**SMALL, "image_size": 32, "patch_size": 8}
+READS = {**SMALL, "vocab_size": 64, "max_position_embeddings": 16}
+ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+
+
+def of_two(name):
+    """A model that sees and reads; of both parts only the one that sees is of a known family."""
+    import transformers
+
+    torch.manual_seed(0)
+    config = getattr(transformers, f"{name}Config")
+    made = config(text_config={**READS, **ENDS}, vision_config=SEES, projection_dim=16)
+    return getattr(transformers, f"{name}Model")(made).eval()
+
+
+@pytest.mark.parametrize(("name", "prefix"), [("CLIP", 1), ("Siglip", 0)])
+def test_of_a_model_that_sees_and_reads_the_part_that_sees_is_found(name, prefix):
+    model, x = of_two(name), torch.randn(2, 3, 32, 32)
+    ids = torch.randint(3, 64, (2, 7))
+    ids[:, -1] = 2
+    prompts = ln.nn.Prompts(4, 48, prefix=prefix, init=STRONG)
+    with torch.no_grad():
+        plain = model(ids, x)
+        vision = model.vision_model
+        tokens = vision.embeddings(x)
+        tokens = prompts(vision.pre_layrnorm(tokens) if name == "CLIP" else tokens)
+        for layer in vision.encoder.layers:
+            out = layer(tokens, attention_mask=None)
+            tokens = out[0] if isinstance(out, tuple) else out
+        tokens = torch.cat([tokens[:, :prefix], tokens[:, prefix + 4 :]], dim=1)
+        tokens = tokens if name == "CLIP" else vision.post_layernorm(tokens)
+        handle = ln.graft(model, "prompts", prompts)
+        assert handle.at == ("vision_model.encoder.layers.0", "vision_model.encoder.layers.1")
+        ours = model(ids, x)
+        torch.testing.assert_close(ours.vision_model_output.last_hidden_state, tokens)
+        assert torch.equal(ours.text_embeds, plain.text_embeds)
+        assert not torch.equal(ours.logits_per_image, plain.logits_per_image)
+        handle.remove()
+        assert torch.equal(model(ids, x).logits_per_image, plain.logits_per_image)
+
+
+def test_registers_of_dinov2_are_counted_among_the_tokens_in_front():
+    from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+    torch.manual_seed(0)
+    config = Dinov2WithRegistersConfig(**SEES, num_register_tokens=2)
+    model, x = Dinov2WithRegistersModel(config).eval(), torch.randn(2, 3, 32, 32)
+    bias, prompts = (
+        ln.nn.RelativeBias(4, 3, prefix=3, init=STRONG),
+        ln.nn.Prompts(4, 48, prefix=3, init=STRONG),
+    )
+    with pytest.raises(ShapeError, match=r"prefix=1[\s\S]*prefix=3"):
+        ln.graft(model, "relative", ln.nn.RelativeBias(4, 3, prefix=1))
+    old = torch.tensor([0, 1, 2, *range(7, 23)])  # among them stand the prompts
+    padded = torch.zeros(3, 23, 23)
+    padded[:, old[:, None], old] = bias.bias().detach()
+
+    def told(module, args, kwargs):
+        return args, {**kwargs, "attention_mask": padded[None]}
+
+    with torch.no_grad():
+        tokens = prompts(model.embeddings(x))
+        for layer in model.encoder.layer:
+            handle = layer.attention.register_forward_pre_hook(told, with_kwargs=True)
+            tokens = layer(tokens)
+            handle.remove()
+        wanted = model.layernorm(tokens[:, old])
+        ln.graft(model, "relative", bias)
+        ln.graft(model, "prompts", prompts)
+        torch.testing.assert_close(model(x).last_hidden_state, wanted)
+        assert wanted.shape == (2, 19, 48)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"])
+def test_a_width_that_does_not_fit_a_known_model_is_told_before_it_is_touched(name):
+    model = of_timm(name, img_size=32)
+    names = list(model.state_dict())
+    with pytest.raises(ShapeError, match=r"\(1, 4, 64\)[\s\S]*\(B, N, 48\)"):
+        ln.graft(model, "prompts", ln.nn.Prompts(4, 64))
+    assert list(model.state_dict()) == names
+    assert not grafts_of(model)
+    ln.graft(model, "scale", ln.nn.LayerScale(64), "blocks.1")
+    with pytest.raises(ShapeError, match=r"gamma \(64,\)[\s\S]*48\)"):
+        model(torch.randn(2, 3, 32, 32))
+
+
+def test_the_counters_of_rotary_positions_count_grafts_in_and_out():
+    model = of_timm("eva02_tiny_patch14_224", img_size=56)
+    x = torch.randn(2, 3, 56, 56)
+    before = [block.attn.num_prefix_tokens for block in model.blocks]
+    with torch.no_grad():
+        plain = model(x)
+        first = ln.graft(model, "registers", ln.nn.RegisterTokens(2, 48, init=STRONG))
+        second = ln.graft(model, "prompts", ln.nn.Prompts(3, 48, prefix=3, init=STRONG))
+        assert [block.attn.num_prefix_tokens for block in model.blocks] == [n + 5 for n in before]
+        other = copy.deepcopy(model)
+        for handle in reversed([*grafts_of(other)]):
+            handle.remove()
+        assert torch.equal(other(x), plain)
+        assert [block.attn.num_prefix_tokens for block in model.blocks] == [n + 5 for n in before]
+        second.remove()
+        first.remove()
+        assert [block.attn.num_prefix_tokens for block in model.blocks] == before
+        assert torch.equal(model(x), plain)
+
+
+def test_attention_by_another_name_makes_no_convolutional_network_of_a_model():
+    import timm
+
+    model, x = timm.create_model("cait_xxs24_224", img_size=32).eval(), torch.randn(1, 3, 32, 32)
+    with pytest.raises(LearnablesError, match="no family of models knows") as error:
+        ln.graft(model, "prompts", ln.nn.Prompts(4, 192))
+    path = eval(error.value.mend.removeprefix("at="))
+    with torch.no_grad():
+        for block in model.modules():  # they begin with scales of nearly nothing
+            if hasattr(block, "gamma_1"):
+                block.gamma_1.fill_(1.0), block.gamma_2.fill_(1.0)
+        plain = model(x)
+        handle = ln.graft(model, "prompts", ln.nn.Prompts(4, 192, init=STRONG), at=path)
+        assert not torch.equal(model(x), plain)
+        handle.remove()
+        assert torch.equal(model(x), plain)

@@ -74,7 +74,8 @@ def known_in(model: nn.Module) -> Iterator[Anatomy]:
 def _convolutions(model: nn.Module) -> int:
     """How many a convolutional network has; 0 where attention is in the model."""
     modules = list(model.modules())
-    if any("attention" in type(m).__name__.lower() for m in modules):
+    kinds = {type(module).__name__.lower() for module in modules}
+    if any("attention" in kind or "attn" in kind for kind in kinds):
         return 0
     return sum(isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)) for m in modules)
 

@@ -24,6 +24,7 @@ from learnables.grafting.beside import lay_beside
 from learnables.grafting.changed import change, unchange
 from learnables.grafting.family import anatomy_of, known_in
 from learnables.grafting.freezing import hold_again, release
+from learnables.grafting.stack import decoder_around
 from learnables.nn.prompts import DeepPrompts
 from learnables.nn.relative import AttentionBias, RelativeBias
 
@@ -318,7 +319,7 @@ def _anatomy_at(model: nn.Module, paths: tuple[str, ...]) -> Anatomy | None:
     for anatomy in known_in(model):
         if all(fnmatchcase(path, f"{anatomy.blocks}.*") for path in paths):
             return anatomy
-    return None
+    return decoder_around(model, paths)
 
 
 def _check_fit(made: Graft, anatomy: Anatomy | None) -> None:

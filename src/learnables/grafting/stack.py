@@ -1,5 +1,7 @@
-"""Where models of transformers keep their layers, by what their configuration says."""
+"""Where models of transformers keep their layers, by what their configuration or forward says."""
 
+from collections.abc import Sequence
+from inspect import signature
 from typing import Any
 
 from torch import nn
@@ -7,6 +9,7 @@ from torch import nn
 from learnables.grafting.anatomy import Anatomy
 
 _LISTS = ("layer", "layers", "h")
+_DECODES = {"input_ids", "inputs_embeds", "past_key_values"}
 
 
 def model_type(model: nn.Module) -> str:
@@ -39,6 +42,25 @@ def decoder(model: nn.Module) -> Anatomy | None:
     paths = {id(module): name for name, module in model.named_modules()}
     embedding = paths[id(base.get_input_embeddings())]
     return Anatomy(found.blocks, found.width, entrance=entrance, embedding=embedding)
+
+
+def decoder_around(model: nn.Module, paths: Sequence[str]) -> Anatomy | None:
+    """What can be told of a decoder that no family knows, where ``paths`` are its layers.
+
+    Tokens put in before its first layer would be counted by neither mask, positions nor cache. So
+    they are put in front of its embedding, as in the decoders that are known. None where the module
+    around the layers does not take ids, vectors in their place, and a cache.
+    """
+    stacks = {path.rpartition(".")[0] for path in paths}
+    entrance, _, _ = min(stacks).rpartition(".")
+    base: Any = model.get_submodule(entrance)
+    takes = {*signature(type(base).forward).parameters}
+    if len(stacks) > 1 or not takes >= _DECODES or not hasattr(base, "get_input_embeddings"):
+        return None
+    embeds = base.get_input_embeddings()
+    named = {id(module): name for name, module in model.named_modules()}
+    width = int(embeds.embedding_dim)
+    return Anatomy(min(stacks), width, entrance=entrance, embedding=named[id(embeds)])
 
 
 def _attention(block: nn.Module) -> str:

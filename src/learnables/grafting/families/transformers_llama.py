@@ -1,11 +1,23 @@
-"""Decoders of transformers with rotary positions: Llama, Mistral, Qwen2, Qwen3, OLMo, GPT-NeoX."""
+"""Decoders of transformers with rotary positions: Llama and those that are built like it."""
 
 from torch import nn
 
 from learnables.grafting.anatomy import Anatomy
 from learnables.grafting.stack import decoder, model_type
 
-_KINDS = ("llama", "mistral", "qwen2", "qwen3", "olmo", "olmo2", "gpt_neox")
+_KINDS = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "gemma",
+    "phi3",
+    "smollm3",
+    "olmo",
+    "olmo2",
+    "gpt_neox",
+)
 
 
 def look(model: nn.Module) -> Anatomy | None:

@@ -10,6 +10,7 @@ _CLASS_TOKENS = {
     "deit": 2,
     "beit": 1,
     "dinov2": 1,
+    "dinov2_with_registers": 1,
     "dinov3_vit": 1,
     "clip_vision_model": 1,
     "siglip_vision_model": 0,
