@@ -173,6 +173,125 @@ def test_a_browser_sees_no_error_no_request_no_dialog(folder, tmp_path):
         assert [url for url in browser.asked if url.startswith("file")] == [path.as_uri()]
 
 
+# What is drawn on a canvas as text, and where; installed before the page's own script runs.
+LISTEN = """
+window.drawn = [];
+const fill = CanvasRenderingContext2D.prototype.fillText;
+CanvasRenderingContext2D.prototype.fillText = function (text, x, y) {
+  window.drawn.push([text, y, this.canvas.getAttribute('aria-label') || '']);
+  return fill.apply(this, arguments);
+};
+"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
+def test_the_heat_map_draws_the_limits_of_the_dtypes_where_they_are(tmp_path):
+    model = nn.Linear(64, 64)
+    model.weight.data = torch.randn(64, 64) * (torch.randn(64, 64) * 12 - 4).exp2()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    with ln.watch(model, optimizer, every=1, to=tmp_path / "run", budget=None) as watcher:
+        for _ in range(3):
+            optimizer.step()
+    histogram = watcher.run().observations[0].rows["weight"].histogram[0].reshape(2, 256).sum(0)
+    filled = [k - 127 for k in range(1, 255) if histogram[k]]
+    assert min(filled) < -25
+    assert max(filled) > 16
+    path = ln.write_html(tmp_path / "run", tmp_path / "report.html")
+    with tab(tmp_path) as browser:
+        browser("Page.addScriptToEvaluateOnNewDocument", source=LISTEN)
+        browser.go(path.as_uri())
+        browser.run("window.drawn.length = 0; document.querySelector('.open').click()")
+        drawn = {text: y for text, y, _ in browser.run("window.drawn")}
+        assert not browser.errors
+    # Powers of two are named on the axis: the limits lie between them on the same scale.
+    digits = str.maketrans("⁻⁰¹²³⁴⁵⁶⁷⁸⁹", "-0123456789")
+    axis = {int(t[1:].translate(digits)): y for t, y in drawn.items() if re.match("2[⁻⁰-⁹¹²³]", t)}
+    (k0, y0), (k1, y1) = min(axis.items()), max(axis.items())
+    limits = {
+        "fp16: smallest": -24,
+        "fp16: normal from here": -14,
+        "fp16: largest": 16,
+        "fp8 e4m3: smallest": -9,
+    }
+    for name, k in limits.items():
+        place = y0 + (k - k0) / (k1 - k0) * (y1 - y0)
+        assert abs(drawn[name] + 2 - place) < 1e-6, name  # it is written on its line
+    assert "bf16, fp32: normal from here" not in drawn  # nothing is as small as that
+
+
+CONTRAST = """
+(() => {
+  const parse = (c) => (c.match(/[\\d.]+/g) || [0, 0, 0, 0]).map(Number);
+  const over = (top, under) => [0, 1, 2].map((i) => top[i] * (top[3] ?? 1) + under[i] * (1 - (top[3] ?? 1)));
+  const light = (c) => {
+    const [r, g, b] = c.map((v) => (v / 255 <= 0.03928 ? v / 255 / 12.92 : ((v / 255 + 0.055) / 1.055) ** 2.4));
+    return 0.2126 * r + 0.7152 * g + 0.0722 * b;
+  };
+  const behind = (node) => {
+    const layers = [];
+    for (let n = node; n; n = n.parentElement) layers.push(parse(getComputedStyle(n).backgroundColor));
+    return layers.reverse().reduce((under, top) => over(top, under), [255, 255, 255]);
+  };
+  const found = {};
+  for (const node of document.querySelectorAll('body *')) {
+    const own = [...node.childNodes].some((n) => n.nodeType === 3 && n.textContent.trim());
+    const style = getComputedStyle(node);
+    if (!own || !node.getClientRects().length || style.visibility === 'hidden' || node.closest('.unseen')) continue;
+    const under = behind(node), ink = over(parse(style.color), under);
+    const [a, b] = [light(ink), light(under)].sort((x, y) => y - x);
+    const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.66 && style.fontWeight >= 700);
+    const ratio = (a + 0.05) / (b + 0.05);
+    if (ratio < (large ? 3 : 4.5)) found[`${node.tagName}.${node.className}: ${node.textContent.trim().slice(0, 30)}`] = ratio;
+  }
+  return found;
+})()
+"""  # noqa: E501 - WCAG 2.2, 1.4.3
+PAPER = "getComputedStyle(document.body).backgroundColor"
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
+def test_every_text_can_be_read_on_light_and_on_dark_paper(folder, tmp_path):
+    path = ln.write_html(folder, tmp_path / "report.html")
+    papers = []
+    with tab(tmp_path) as browser:
+        for scheme in ("light", "dark"):
+            wanted = {"name": "prefers-color-scheme", "value": scheme}
+            browser("Emulation.setEmulatedMedia", features=[wanted])
+            browser.go(path.as_uri())
+            browser.run("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
+            for button in range(5):
+                browser.run(f"document.querySelectorAll('.open')[{button}].click()")
+            browser.wait("document.querySelectorAll('.detail .u-wrap').length >= 2")
+            papers.append(sum(map(int, re.findall(r"\d+", browser.run(PAPER))[:3])))
+            assert browser.run(CONTRAST) == {}, scheme
+        browser.run("document.querySelector('h1').style.color = 'rgb(90, 90, 90)'")
+        assert list(browser.run(CONTRAST)) == ["H1.: a run"]  # it can say no
+    assert papers[0] > 700 > 100 > papers[1]
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
+def test_pictures_are_drawn_and_described(folder, tmp_path):
+    path = ln.write_html(folder, tmp_path / "report.html")
+    with tab(tmp_path) as browser:
+        browser.go(path.as_uri())
+        labels = browser.run(
+            "[...document.querySelectorAll('.pictures canvas')].map((c) => c.ariaLabel)"
+        )
+        assert any(label.startswith("position similarity: one map for each") for label in labels)
+        assert any(re.match(r"weights, 50 by \d+, from", label) for label in labels)
+        assert labels[-2:] == ["a", NASTY]
+        shades = browser.run(
+            "[...document.querySelectorAll('.pictures canvas')].map((c) => new Set("
+            "new Uint32Array(c.getContext('2d').getImageData(0, 0, c.width, c.height).data.buffer)"
+            ").size)"
+        )
+        assert min(shades[:-2]) > 5  # no empty canvas; those at the end are black pictures
+        cells = "[...document.querySelectorAll('.confusion td')].map((c) => c.textContent)"
+        assert [text for text in browser.run(cells) if text] == ["5"] * 3
+        sparks = "document.querySelectorAll('tr[data-row] .spark path').length"
+        assert browser.run(sparks) >= 3 * 4
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason=MISSING)
 def test_the_browser_would_have_told(tmp_path):
     """The test above can fail: a page that asks, logs and alerts is caught at each."""
