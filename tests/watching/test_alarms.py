@@ -1,6 +1,8 @@
 import contextlib
 import io
 import math
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from torch import nn
 
 import learnables as ln
-from learnables.watching import AlarmRaised
+from learnables.watching import AlarmRaised, Run
 
 
 class Model(nn.Module):
@@ -179,6 +181,66 @@ def test_the_parameter_whose_gradient_makes_the_scaler_skip_is_named(tmp_path, f
     said = [a for a in watcher.alarms if a.kind == "skipped-steps"]
     assert [a.name for a in said] == ["second.bias"]
     assert f"of 1 of {len(list(model.parameters()))} parameters were not finite" in said[0].found
+
+
+UNATTENDED = """
+import sys, torch, learnables as ln
+model = torch.nn.Linear(2, 1)
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+with ln.watch(model, optimizer, every=100, to=sys.argv[1], on_alarm="stop"):
+    for step in range(1, 1000):
+        optimizer.zero_grad()
+        loss = model(torch.ones(2, 2)).square().mean()
+        (loss * float(sys.argv[2]) if step == 7 else loss).backward()
+        optimizer.step()
+print("trained to the end")
+"""
+
+
+@pytest.mark.parametrize(("factor", "ends"), [("nan", True), ("1.0", False)])
+def test_an_unattended_run_stops_with_a_code_and_so_does_what_judges_it(tmp_path, factor, ends):
+    """A real process, as a queue of jobs starts it; and the command that a job after it runs."""
+
+    def run(*command):
+        command = [sys.executable, "-W", "ignore", *command]
+        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+
+    done = run("-c", UNATTENDED, str(tmp_path / "run"), factor)
+    assert done.returncode == int(ends), done.stderr
+    assert ("trained to the end" in done.stdout) == (not ends)
+    if ends:
+        last = done.stderr[done.stderr.rindex("AlarmRaised") :].splitlines()
+        assert [line.split(":")[0].strip() for line in last[1:5]] == [
+            *("where", "found", "wanted", "mend")
+        ]
+        assert "step 7" in last[1]
+    judged = run("-m", "learnables", "report", str(tmp_path / "run"), "--fail-on", "error")
+    assert judged.returncode == int(ends), judged.stderr
+    seen = Run(tmp_path / "run")
+    assert [a.kind for a in seen.alarms] == ["non-finite"] * ends
+    assert seen.steps == (7 if ends else 999)
+    assert not seen.damage
+
+
+def test_a_callback_hears_each_alarm_once_and_in_order_with_the_step_it_is_about(tmp_path):
+    model, heard = Model(), []
+    optimizer = adam(model, weight_decay=0.0)
+    optimizer.register_step_post_hook(lambda *_: model.shift.data.fill_(0.1))
+
+    def hear(alarm):
+        heard.append((alarm, watcher.step))
+
+    with ln.watch(model, optimizer, every=1, to=tmp_path, budget=None, on_alarm=hear) as watcher:
+        for step in range(1, 12):
+            optimizer.zero_grad()
+            model(torch.randn(8, 4)).square().mean().backward()
+            if step == 9:
+                model.first.bias.grad[3] = math.inf
+            optimizer.step()
+    assert [alarm for alarm, _ in heard] == watcher.alarms
+    kinds = [(alarm.kind, alarm.name, alarm.step) for alarm, _ in heard]
+    assert kinds[:2] == [("frozen", "shift", 5), ("non-finite", "first.bias", 9)]
+    assert all(alarm.step <= at <= alarm.step + 1 for alarm, at in heard)
 
 
 class Normed(nn.Module):
