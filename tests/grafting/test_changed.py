@@ -281,3 +281,27 @@ def test_what_an_owner_keeps_of_its_parameter_is_of_now():
             torch.testing.assert_close(model(x), model.plus(model[0].biases).exp())
         handle.remove()
         assert torch.equal(model(x), before)
+
+
+class Beside(nn.Module):
+    """As PEFT's LoRA: it takes the place of a layer, and holds it."""
+
+    def __init__(self, base_layer):
+        super().__init__()
+        self.base_layer = base_layer
+
+    def forward(self, x):
+        return self.base_layer(x)
+
+
+@pytest.mark.parametrize("end", ["remove", "merge"])
+def test_a_layer_that_was_moved_meanwhile_is_found_again(end):
+    model, x = nn.Sequential(nn.Linear(4, 3)), torch.randn(2, 4)
+    before = model(x)
+    handle = ln.graft(model, "delta", Plus(3, 4), "0.weight")
+    changed = model(x)
+    model[0] = Beside(model[0])
+    assert torch.equal(model(x), changed)
+    getattr(handle, end)()
+    assert torch.equal(model(x), changed if end == "merge" else before)
+    assert type(model[0].base_layer) is nn.Linear

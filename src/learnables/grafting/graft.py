@@ -56,6 +56,8 @@ class Graft:
     _counting: tuple[nn.Module, ...] = field(default=(), repr=False)
     _tokens: tuple[int, int] = field(default=(0, 0), repr=False)  # the first place, how many
     _biases: list[hooks.AddBias] = field(default_factory=list, repr=False)
+    # Who owns the parameter, since wrappers such as LoRA's move owners; and under which name.
+    _owners: tuple[tuple[nn.Module, str], ...] = field(default=(), repr=False)
     _released: tuple[nn.Module, ...] = field(default=(), repr=False)  # frozen as a whole before
 
     def remove(self) -> None:
@@ -106,9 +108,16 @@ class Graft:
                 wanted="the first one first",
                 mend=f"merge {earlier[0].name!r}, then {self.name!r}",
             )
-        param = self.model.get_parameter(self.at[0])
-        named = self.model.named_parameters(remove_duplicate=False)
-        others = [name for name, value in named if value is param and name not in self.at]
+        owner, local_name = self._owners[0]
+        param = owner._parameters[local_name]
+        assert param is not None, "a graft on a parameter has one"
+        ours = {(id(module), name) for module, name in self._owners}
+        others = [
+            f"{path}.{name}" if path else name
+            for path, module in self.model.named_modules(remove_duplicate=False)
+            for name, value in module._parameters.items()
+            if value is param and (id(module), name) not in ours
+        ]
         if others:
             raise LearnablesError(
                 "the parameter has other names, at which this graft does not act",
@@ -133,10 +142,8 @@ class Graft:
     def _take_out(self) -> None:
         for handle in self._handles:
             handle.remove()
-        if self.where == "parameter":
-            for name in self.at:
-                path, _, local_name = name.rpartition(".")
-                unchange(self.model.get_submodule(path), local_name, self.component)
+        for owner, local_name in self._owners:
+            unchange(owner, local_name, self.component)
         for module in self._counting:
             module.num_prefix_tokens -= self._tokens[1]  # type: ignore[operator, assignment]
         grafts = grafts_of(self.model)
@@ -425,6 +432,7 @@ def _install(made: Graft, anatomy: Anatomy | None) -> None:
         for path in made.at:
             owner, _, local_name = path.rpartition(".")
             made._handles += change(model, owner, local_name, component)
+            made._owners += ((model.get_submodule(owner), local_name),)
         return
     modules = [model.get_submodule(path) for path in made.at]
     if made.where == "tokens":

@@ -87,11 +87,21 @@ def load_pretrained_(model: Any, folder: "str | Path") -> tuple[str, ...]:
         The names that were loaded.
 
     Raises:
-        CheckpointError: The model lacks a parameter of the file, or has another shape for it.
+        CheckpointError: There is no such file, the model lacks a parameter of it, or has another
+            shape for it.
     """
     from safetensors.torch import load_file
 
-    state = load_file(Path(folder) / FILE)
+    file = Path(folder) / FILE
+    if not file.is_file():
+        raise CheckpointError(
+            "nothing of ours lies beside this adapter",
+            where=str(file),
+            wanted="a folder that save_pretrained of learnables.integrations.peft wrote",
+            mend="from learnables.integrations.peft import save_pretrained; "
+            f"save_pretrained(model, {str(folder)!r})",
+        )
+    state = load_file(file)
     there = {_bare(name): entry for entry in entries(model) for name in entry.names}
     for name, value in state.items():
         entry = there.get(name)
