@@ -186,11 +186,11 @@ def test_the_parameter_whose_gradient_makes_the_scaler_skip_is_named(tmp_path, f
 UNATTENDED = """
 import sys, torch, learnables as ln
 model = torch.nn.Linear(2, 1)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-with ln.watch(model, optimizer, every=100, to=sys.argv[1], on_alarm="stop"):
+optimizer = torch.optim.SGD(model.parameters(), lr=0.01)
+with ln.watch(model, optimizer, 100, sys.argv[1], budget=None, on_alarm="stop"):
     for step in range(1, 1000):
         optimizer.zero_grad()
-        loss = model(torch.ones(2, 2)).square().mean()
+        loss = (model(torch.randn(8, 2)) - torch.randn(8, 1)).square().mean()
         (loss * float(sys.argv[2]) if step == 7 else loss).backward()
         optimizer.step()
 print("trained to the end")
@@ -220,6 +220,35 @@ def test_an_unattended_run_stops_with_a_code_and_so_does_what_judges_it(tmp_path
     assert [a.kind for a in seen.alarms] == ["non-finite"] * ends
     assert seen.steps == (7 if ends else 999)
     assert not seen.damage
+
+
+@pytest.mark.parametrize("checked", [True, False])
+def test_who_is_not_checked_at_every_step_is_not_blamed_for_writing_to_weights(
+    tmp_path, monkeypatch, checked
+):
+    """A gradient was not finite while nobody looked; that somebody wrote to it would be a guess."""
+    model = Model()
+    optimizer = adam(model)
+    with ln.watch(model, optimizer, every=10, to=tmp_path) as watcher:
+        monkeypatch.setattr(watcher.governor, "watches", lambda step: checked or step < 5)
+        monkeypatch.setattr(watcher.governor, "due", lambda step: step % 10 == 0)
+        for step in range(1, 11):
+            optimizer.zero_grad()
+            model(torch.ones(2, 4)).square().mean().backward()
+            if step == 7:
+                model.shift.grad[0] = math.nan
+            optimizer.step()
+    (alarm,) = watcher.alarms
+    assert (alarm.kind, alarm.name) == ("non-finite", "shift")
+    if checked:
+        assert (alarm.step, alarm.what) == (7, "the gradient is not finite")
+    else:
+        assert (alarm.step, alarm.what) == (
+            10,
+            "the weight has become non-finite in a step that there was no time to check",
+        )
+        assert "all weights were finite after step 4" in alarm.found
+    says_all_five_parts(alarm, model, optimizer)
 
 
 def test_a_callback_hears_each_alarm_once_and_in_order_with_the_step_it_is_about(tmp_path):

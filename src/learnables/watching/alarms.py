@@ -362,6 +362,10 @@ def _nonfinite(seen: Sighting, names: Sequence[str]) -> Alarm:
             "for group in optimizer.param_groups: group['lr'] *= 0.1",
         ),
     }[seen.quantity]
+    if seen.quantity == "weight" and 0 < seen.sound < seen.step - 1:
+        what = "the weight has become non-finite in a step that there was no time to check"
+        wanted = "finite values; without a budget every step is checked"
+        mend = "ln.watch(model, optimizer, budget=None)"
     return Alarm(
         kind="non-finite",
         severity="error",
