@@ -1,5 +1,6 @@
 """The Trainer with our callback and groups; parameters of ours through transformers' files."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -260,3 +261,78 @@ def test_a_random_declared_initialiser_is_believed(base: Path) -> None:
     model = Net.from_pretrained(base)
     assert 0.01 < model.prompt.detach().std() < 0.03
     assert ln.audit(model).ok
+
+
+# --- layer-wise decay ----------------------------------------------------------------------------
+
+SIZES = {
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
+SEES = {**SIZES, "image_size": 16, "patch_size": 8}
+READS = {**SIZES, "vocab_size": 30, "max_position_embeddings": 16, "pad_token_id": 0}
+DISTIL = {"vocab_size": 30, "dim": 24, "n_layers": 3, "n_heads": 2, "hidden_dim": 48}
+GPT2 = {"vocab_size": 30, "n_embd": 24, "n_layer": 3, "n_head": 2, "n_positions": 16}
+TIED = {"num_key_value_heads": 1, "tie_word_embeddings": True}
+NETS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "BERT": ("BertForSequenceClassification", "Bert", READS),
+    "RoBERTa": ("RobertaForMaskedLM", "Roberta", READS),
+    "DistilBERT": ("DistilBertForSequenceClassification", "DistilBert", DISTIL),
+    "GPT-2": ("GPT2LMHeadModel", "GPT2", GPT2),
+    "Llama": ("LlamaForCausalLM", "Llama", {**READS, "num_key_value_heads": 1}),
+    "Llama, tied": ("LlamaForCausalLM", "Llama", {**READS, **TIED}),
+    "ViT": ("ViTForImageClassification", "ViT", SEES),
+    "DeiT": ("DeiTForImageClassification", "DeiT", SEES),
+    "BEiT": ("BeitForImageClassification", "Beit", SEES),
+    "DINOv2": ("Dinov2ForImageClassification", "Dinov2", SEES),
+    "DINOv3": ("DINOv3ViTModel", "DINOv3ViT", SEES),
+    "CLIP, vision": ("CLIPVisionModel", "CLIPVision", SEES),
+    "SigLIP, vision": ("SiglipVisionModel", "SiglipVision", SEES),
+}
+
+
+def depth_by_hand(name: str) -> int:
+    """Slow twin: 0 the embeddings, 1 … 3 the layers, 4 what comes behind, by the names in use."""
+    layer = re.search(r"(?:^|\.)(?:layer|layers|h)\.(\d+)\.", name)
+    if layer:
+        return int(layer[1]) + 1
+    entry = r"(^|\.)(embeddings|embed_tokens|wte|wpe|pre_layrnorm|patch_embedding)(\.|$)"
+    return 0 if re.search(entry, name) else 4
+
+
+@pytest.mark.parametrize("kind", NETS)
+def test_rates_fall_from_layer_to_layer_in_any_family(kind: str) -> None:
+    import transformers
+
+    net, config, options = NETS[kind]
+    model = getattr(transformers, net)(getattr(transformers, f"{config}Config")(**options))
+    ln.graft(model, "prompts", ln.nn.Prompts(2, 24))  # new, and so at the full rate
+    groups = ln.param_groups(model, lr=1.0, weight_decay=0.1, layer_decay=0.5)
+    rates = {name: group["lr"] for group in groups for name in group["param_names"]}
+    assert rates.keys() == {name for name, _ in model.named_parameters()}
+    wanted = {name: 0.5 ** (4 - depth_by_hand(name)) for name in rates}
+    assert rates == wanted
+    assert set(rates.values()) == {0.0625, 0.125, 0.25, 0.5, 1.0}
+
+
+def test_rates_fall_from_stage_to_stage_where_there_are_stages() -> None:
+    from transformers import SwinConfig, SwinForImageClassification
+
+    sizes = {"embed_dim": 16, "depths": (2, 2), "num_heads": (2, 4)}
+    model = SwinForImageClassification(SwinConfig(image_size=56, window_size=7, **sizes))
+    groups = ln.param_groups(model, lr=1.0, layer_decay=0.5)
+    rates = {name: group["lr"] for group in groups for name in group["param_names"]}
+    fronts = [
+        "swin.embeddings.",
+        "swin.encoder.layers.0.blocks.0.",
+        "swin.encoder.layers.0.blocks.1.",
+        "swin.encoder.layers.0.downsample.",
+        "swin.encoder.layers.1.blocks.0.",
+        "swin.encoder.layers.1.blocks.1.",
+        "swin.layernorm.",
+        "classifier.",
+    ]
+    found = [{rate for name, rate in rates.items() if name.startswith(front)} for front in fronts]
+    assert found == [{0.5**depth} for depth in (6, 5, 4, 3, 2, 1, 0, 0)]
