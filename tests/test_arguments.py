@@ -25,6 +25,7 @@ from learnables.arguments import (
 )
 from learnables.errors import ArgumentError, LearnablesError, PolicyError
 from learnables.init.base import Initializer
+from learnables.models.vit import ViT, ViTConfig
 from learnables.notes import notes_of
 
 
@@ -48,6 +49,9 @@ def call(function: Callable[..., Any], tmp_path: Path, **wrong: Any) -> Any:
         "path": tmp_path / "file",
         "target": "2.weight",
         "source": "0.weight",
+        "image_size": (8, 8),
+        "channels": 1,
+        "classes": 3,
         "code": "LRN201",
         "reason": "meant",
     }
@@ -460,3 +464,85 @@ def test_a_misspelled_field_is_told_the_nearest() -> None:
 def test_only_names_of_dtypes_lead_to_one() -> None:
     assert towards_a_dtype("fp16", "dtype") == "dtype=torch.float16"
     assert [towards_a_dtype(x, "dtype") for x in ("nn", "floaty", 3, None)] == ["", "", "", ""]
+
+
+WRONG_ARGUMENTS = [
+    (ln.tie, {"transpose": "yes"}),
+    (ln.tie, {"target": 3}),
+    (ln.canonicalize_, {"separate": "no"}),
+    (ln.constrain, {"view": 3}),
+    (ln.constrain, {"lazy": "1e-3"}),
+    (ln.constrain, {"momentum": "yes"}),
+    (ln.save_checkpoint, {"path": None}),
+    (ln.save_checkpoint, {"also": "ema"}),
+    (ln.save_checkpoint, {"step": 3.5}),
+    (ln.save_checkpoint, {"extra": "epoch"}),
+    (ln.save_checkpoint, {"random_state": "no"}),
+    (ln.save_checkpoint, {"sharded": "no"}),
+    (ln.load_checkpoint, {"path": 3}),
+    (ln.load_checkpoint, {"also": 3}),
+    (ln.load_checkpoint, {"rename": "trunk"}),
+    (ln.load_checkpoint, {"allow": 3}),
+    (ln.prepare, {"units": "blocks.*"}),
+    (ln.prepare, {"methods": "encode"}),
+    (ln.audit, {"step": 3}),
+    (ln.audit, {"steps": 3.5}),
+    (ln.audit, {"ddp": "model"}),
+    (ln.audit, {"probes": 3}),
+    (ln.observe, {"steps": "4"}),
+    (ln.observe, {"on_report": "print"}),
+    (ln.Checkpoints, {"folder": None}),
+    (ln.Checkpoints, {"folder": "runs", "keep": "3"}),
+    (ln.Intent, {"frozen": "backbone"}),
+    (ln.sparse.random, {"rows": "4"}),
+    (ln.sparse.banded, {"density": "half"}),
+    (ln.sparse.butterfly, {"columns": 3.5}),
+    (ln.sparse.n_of_m, {"generator": 0}),
+    (ln.sparse.largest, {"scores": [1.0]}),
+    (ViTConfig, {"image_size": 32}),
+    (ViTConfig, {"qk_norm": "yes"}),
+    (ViT, {"config": {"dim": 64}}),
+]
+
+
+@pytest.mark.parametrize(
+    ("function", "wrong"), WRONG_ARGUMENTS, ids=lambda x: getattr(x, "__name__", str(x))
+)
+def test_a_plausible_mistake_is_named_and_nothing_is_done(
+    function: Callable[..., Any], wrong: dict[str, Any], tmp_path: Path
+) -> None:
+    if function is ln.load_checkpoint and "path" not in wrong:
+        ln.save_checkpoint(tmp_path / "file", *model_and_optimizer())
+    before = sorted(tmp_path.iterdir())
+    model, optimizer = model_and_optimizer()
+    state = {name: x.clone() for name, x in model.state_dict().items()}
+    takes = inspect.signature(function).parameters
+    held = {"model": model, "optimizer": optimizer}
+    ours = {name: value for name, value in held.items() if name in takes}
+    with pytest.raises(ArgumentError) as error:
+        call(function, tmp_path, **ours, **wrong)
+    *_, argument = wrong
+    assert error.value.where == argument
+    assert error.value.wanted
+    assert sorted(tmp_path.iterdir()) == before
+    assert model.state_dict().keys() == state.keys()
+    for name, x in model.state_dict().items():
+        torch.testing.assert_close(x, state[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"stem": "pach"}, {"pool": "avg"}, {"heads": 0}, {"drop_path": 1.5}, {"mlp_ratio": -1.0}],
+    ids=str,
+)
+def test_a_vit_of_no_meaning_is_refused_by_its_field(wrong: dict[str, Any]) -> None:
+    (field,) = wrong
+    with pytest.raises(LearnablesError) as error:
+        ViTConfig(image_size=(8, 8), channels=1, classes=3, **wrong)
+    assert error.value.where == field
+    assert field != "stem" or error.value.mend == "stem='patch'"
+
+
+def test_values_that_ranks_shall_have_are_one_of_two(tmp_path: Path) -> None:
+    with pytest.raises(LearnablesError, match="values is none of its choices"):
+        call(ln.prepare, tmp_path, values="rank0")

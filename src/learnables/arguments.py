@@ -1,20 +1,25 @@
 """What a caller handed over is what was asked for; said before anything is done with it."""
 
+import difflib
 import inspect
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import cache
+from functools import cache, wraps
 from math import inf, isfinite
 from numbers import Real
 from operator import index
+from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, get_args, get_origin
+from typing import Any, ParamSpec, TypeVar, get_args, get_origin
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables.errors import ArgumentError, LearnablesError, PolicyError
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 
 def require_module(model: object, name: str = "model") -> None:
@@ -97,6 +102,24 @@ def require_share(value: float, name: str) -> None:
             where=name,
             found=f"{name}={value}",
             wanted=f"0 ≤ {name} ≤ 1",
+        )
+
+
+def require_choice(name: str, value: object, choices: Sequence[object]) -> None:
+    """Refuse what is not among ``choices``.
+
+    Raises:
+        LearnablesError: It is not.
+    """
+    if value not in choices:
+        texts = [choice for choice in choices if isinstance(choice, str)]
+        near = difflib.get_close_matches(str(value), texts, n=1)
+        raise LearnablesError(
+            f"{name} is none of its choices",
+            where=name,
+            found=f"{name}={value!r}",
+            wanted=f"one of {', '.join(map(repr, choices))}",
+            mend=f"{name}={near[0]!r}" if near else "",
         )
 
 
@@ -228,15 +251,45 @@ def require_function(value: object, name: str) -> None:
         )
 
 
-def require_as_annotated(made: type, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
-    """Refuse what the constructor of a class of ours takes for another kind, before it is built.
+def require_names(value: object, name: str) -> None:
+    """Refuse one text, whose letters would be taken for names, and what holds other than texts.
 
-    Read from the signature: numbers, sizes (which are not negative, unless the default is), truths,
-    texts, pairs, dtypes, devices, functions and instances of one class. What is annotated in any
-    other way, or does not fit the signature at all, is for the constructor to refuse.
+    Raises:
+        ArgumentError: It is so; the argument is named.
+    """
+    listed = isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping))
+    if not listed or not all(isinstance(one, str) for one in value):  # type: ignore[attr-defined]
+        raise ArgumentError(
+            f"{name} is no list of names",
+            where=name,
+            found=describe(value),
+            wanted="a list of str",
+            mend=f"{name}=[{value!r}]" if isinstance(value, str) else "",
+        )
+
+
+def as_annotated(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """Let ``function`` refuse arguments of another kind than its signature says, before it runs."""
+
+    @wraps(function)
+    def judged(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        require_as_annotated(function, args, kwargs)
+        return function(*args, **kwargs)
+
+    return judged
+
+
+def require_as_annotated(
+    made: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> None:
+    """Refuse what the signature of a class or function of ours takes for another kind.
+
+    Read from it: numbers, sizes (which are not negative, unless the default is), truths, texts,
+    pairs, dtypes, devices, paths, mappings, lists of names, functions and instances of one class.
+    What is annotated in any other way, or does not fit at all, is for the callee to refuse.
 
     Args:
-        made: The class; one that is not ours is let through, since annotations bind nobody.
+        made: What is called; what is not ours is let through, since annotations bind nobody.
         args: What it is called with.
         kwargs: The same, by name.
 
@@ -263,13 +316,13 @@ def require_as_annotated(made: type, args: Sequence[Any], kwargs: Mapping[str, A
         if kinds in _CHECKS:
             counts_back = isinstance(takes.default, int) and takes.default < 0
             _CHECKS[kinds](value, name, counts_back)
-        elif len(kinds) == 1 and isinstance(kind := next(iter(kinds)), type):
+        elif len(kinds) == 1 and isinstance(kind := next(iter(kinds)), type) and kind is not Any:
             wanted = f"an instance of {kind.__qualname__}"
             require_kind(value, name, kind, wanted=wanted, mend=_towards_an_instance(value, name))
 
 
 @cache
-def _signature(made: type) -> inspect.Signature:
+def _signature(made: Callable[..., Any]) -> inspect.Signature:
     return inspect.signature(made)
 
 
@@ -278,9 +331,8 @@ def _kinds(annotation: Any) -> tuple[Any, ...]:
     """The parts of a union; of ``Callable[[int], int]`` only what it is."""
     if isinstance(annotation, UnionType):
         return tuple(kind for part in get_args(annotation) for kind in _kinds(part))
-    if get_origin(annotation) is Callable:
-        return (Callable,)
-    return (annotation,)
+    origin = get_origin(annotation)
+    return (origin,) if origin in (Callable, Mapping) else (annotation,)
 
 
 def _require_size(value: object, name: str, counts_back: bool) -> None:
@@ -299,6 +351,10 @@ def _towards_an_instance(value: object, name: str) -> str:
     return f"{name}={value.__name__}(…)" if isinstance(value, type) else ""
 
 
+def _require_mapping(value: object, name: str, _: bool) -> None:
+    require_kind(value, name, Mapping, wanted="a mapping of names", mend=f"{name}={{}}")
+
+
 _Check = Callable[[Any, str, bool], None]
 _CHECKS: dict[frozenset[Any], _Check] = {
     frozenset({float}): lambda value, name, _: require_number(value, name),
@@ -311,6 +367,12 @@ _CHECKS: dict[frozenset[Any], _Check] = {
     frozenset({tuple[int, int]}): lambda value, name, _: require_pair(value, name, or_one=False),
     frozenset({torch.dtype}): lambda value, name, _: require_dtype(value, name),
     frozenset({torch.device, str}): lambda value, name, _: require_device(value, name),
+    frozenset({nn.Module}): lambda value, name, _: require_module(value, name),
+    frozenset({Mapping}): _require_mapping,
+    frozenset({Sequence[str]}): lambda value, name, _: require_names(value, name),
+    frozenset({str, Path}): lambda value, name, _: require_path(
+        value, name, wanted="a str or a pathlib.Path", mend=f"{name}='runs/here'"
+    ),
     frozenset({Callable}): lambda value, name, _: require_function(value, name),
 }
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import end_process_group, is_dtensor, is_uninitialised
+from learnables.arguments import as_annotated, require_choice
 from learnables.auditing.memory import checksum
 from learnables.auditing.report import Report
 from learnables.auditing.run import audit
@@ -70,6 +71,7 @@ class Prepared:
         return iter((self.model, self.optimizer, self.report))
 
 
+@as_annotated
 def prepare(
     model: nn.Module,
     optimizer_fn: Callable[[nn.Module], Optimizer | Sequence[Optimizer]],
@@ -143,6 +145,7 @@ def prepare(
     """
     _require_function(optimizer_fn)
     _require(strategy in STRATEGIES, "there is no such strategy", strategy, ", ".join(STRATEGIES))
+    require_choice("values", values, ("equal", "rank 0"))
     check_rounding(rounding, state_dtype)
     _require_values(model)
     if strategy != "none":

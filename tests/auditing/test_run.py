@@ -363,7 +363,7 @@ def test_a_foreign_optimizer_is_named_once() -> None:
 
 
 def test_the_arguments_are_checked() -> None:
-    with pytest.raises(LearnablesError, match="at least one step"):
+    with pytest.raises(LearnablesError, match="steps is too small"):
         ln.audit(nn.Linear(3, 1), steps=0)
 
 

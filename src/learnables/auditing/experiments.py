@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from learnables._torch import halved_in, is_dtensor, is_uninitialised, on_optimizer_step
+from learnables.arguments import require_names
 from learnables.errors import LearnablesError
 
 PROBES = ("gradient", "batch", "checkpoint")
@@ -77,8 +78,10 @@ def check_probes(probes: Collection[str]) -> None:
     """Refuse a name that is no probe.
 
     Raises:
+        ArgumentError: It is no list of names.
         LearnablesError: There is no such probe.
     """
+    require_names(probes, "probes")
     unknown = [probe for probe in probes if probe not in PROBES]
     if unknown:
         raise LearnablesError(

@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from learnables._torch import without_wrappers
+from learnables.arguments import require_as_annotated
 from learnables.notes import Note
 
 Names: TypeAlias = Sequence[str]
@@ -50,6 +51,9 @@ class Intent:
     pretrained: Mapping[str, Tensor] = field(default_factory=dict)
     max_norm: float | None = None
     surrogate: Names = ()
+
+    def __post_init__(self) -> None:
+        require_as_annotated(type(self), (), vars(self))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import is_uninitialised, local, without_compiling
-from learnables.arguments import describe, optimizers_in, require_module
+from learnables.arguments import (
+    describe,
+    optimizers_in,
+    require_function,
+    require_module,
+    require_whole,
+)
 from learnables.auditing.discover import Everything, optimizers_alive
 from learnables.auditing.evidence import Crash, Evidence, Stage
 from learnables.auditing.experiments import PROBES, Experiments, check_probes, experiment
@@ -23,7 +29,7 @@ from learnables.auditing.rule import Finding, Rule, SkipRule, load_rules, patter
 from learnables.auditing.silence import silences
 from learnables.auditing.survey import Survey, survey
 from learnables.auditing.together import together
-from learnables.errors import ArgumentError, LearnablesError
+from learnables.errors import ArgumentError
 
 Patterns = Sequence[str]
 
@@ -100,18 +106,10 @@ def audit(
         model; see benchmarks/audit.py.
     """
     require_module(model)
-    if not isinstance(steps, int) or steps < 1:
-        raise LearnablesError(
-            "an audit observes at least one step",
-            found=f"steps={steps!r}",
-            wanted="ln.audit(model, optimizer, step, steps=4)",
-        )
     check_probes(probes)
-    _require_kinds(modules=modules, copies=copies, loaded=loaded, intent=intent)
-    select = None if select is None else patterns_in(select)
-    ignore = None if ignore is None else patterns_in(ignore, "ignore")
-    given = [*optimizers_in(optimizer), *optimizers_in(optimizers)]
-    given = list({id(o): o for o in given}.values())
+    _require_kinds(step=step, modules=modules, ddp=ddp, copies=copies, loaded=loaded, intent=intent)
+    steps, select, ignore = _understood(steps, select, ignore)
+    given = _all_of(optimizer, optimizers)
     actors = [a for a in (scaler, scheduler, ddp, *_values(copies)) if a is not None]
     found = survey(model, given, step, modules or {}, [a for a in (scaler, scheduler, ddp) if a])
     asked = bool(probes) or batch is not None
@@ -142,6 +140,8 @@ def audit(
 
 
 _KINDS: dict[str, tuple[type, str]] = {
+    "step": (Callable, "lambda: model(batch).mean()"),  # type: ignore[dict-item]
+    "ddp": (nn.Module, "wrapped_model"),
     "modules": (Mapping, "{'criterion': criterion}"),
     "copies": (Mapping, "{'ema': ema_model}"),
     "loaded": (Loaded, "ln.Loaded(state_dict=state)"),
@@ -160,6 +160,21 @@ def _require_kinds(**given: object) -> None:
                 wanted=f"a {kind.__name__}, or None",
                 mend=f"{name}={example}",
             )
+
+
+def _understood(
+    steps: int, select: Sequence[str] | None, ignore: Sequence[str] | None
+) -> tuple[int, tuple[str, ...] | None, tuple[str, ...] | None]:
+    return (
+        require_whole(steps, "steps", least=1),
+        None if select is None else patterns_in(select),
+        None if ignore is None else patterns_in(ignore, "ignore"),
+    )
+
+
+def _all_of(optimizer: Optimizer | None, optimizers: Iterable[Optimizer] | None) -> list[Optimizer]:
+    given = [*optimizers_in(optimizer), *optimizers_in(optimizers)]
+    return list({id(o): o for o in given}.values())
 
 
 def _values(mapping: Mapping[str, Any] | None) -> list[Any]:
@@ -427,10 +442,11 @@ def observe(
     """
     if model is not None:
         require_module(model)
-    _require_kinds(modules=modules, copies=copies, loaded=loaded, intent=intent)
-    select = None if select is None else patterns_in(select)
-    ignore = None if ignore is None else patterns_in(ignore, "ignore")
-    given = [*optimizers_in(optimizer), *optimizers_in(optimizers)]
+    _require_kinds(modules=modules, ddp=ddp, copies=copies, loaded=loaded, intent=intent)
+    if on_report is not None:
+        require_function(on_report, "on_report")
+    steps, select, ignore = _understood(steps, select, ignore)
+    given = _all_of(optimizer, optimizers)
     actors = [a for a in (scaler, scheduler, ddp) if a is not None]
 
     def finish(observer: Observer) -> Report:

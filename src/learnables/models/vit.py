@@ -16,6 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import learnables.nn as lnn
+from learnables.arguments import (
+    require_as_annotated,
+    require_choice,
+    require_share,
+    require_whole,
+)
 from learnables.declare import parameter
 from learnables.errors import ShapeError
 from learnables.init.fixed import ones
@@ -44,6 +50,8 @@ class ViTConfig:
         color_matrix: Whether a learned colour matrix comes first.
 
     Raises:
+        ArgumentError: A value is of another kind than its field.
+        LearnablesError: There is no such stem or pool, or a size is below 1.
         ShapeError: The sizes do not fit each other.
     """
 
@@ -64,6 +72,19 @@ class ViTConfig:
     color_matrix: bool = True
 
     def __post_init__(self) -> None:
+        require_as_annotated(type(self), (), vars(self))
+        require_choice("stem", self.stem, ("patch", "conv"))
+        require_choice("pool", self.pool, ("class", "mean"))
+        for name in ("channels", "classes", "dim", "heads"):
+            require_whole(getattr(self, name), name, least=1)
+        require_share(self.drop_path, "drop_path")
+        if not self.mlp_ratio > 0:
+            raise ShapeError(
+                "the hidden width of the MLP is a positive multiple of dim",
+                where="mlp_ratio",
+                found=f"mlp_ratio={self.mlp_ratio}",
+                wanted="> 0",
+            )
         height, width = self.image_size
         p = self.patch_size
         if p < 1 or height % p or width % p:
@@ -120,6 +141,7 @@ class ViT(nn.Module):
         self, config: ViTConfig, mean: Tensor | None = None, std: Tensor | None = None
     ) -> None:
         super().__init__()
+        require_as_annotated(type(self), (config,), {})
         c = self.config = config
         half = torch.full((c.channels,), 0.5)
         self.register_buffer("mean", half.clone() if mean is None else mean.clone())

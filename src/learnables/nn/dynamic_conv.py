@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learnables.arguments import require_choice
 from learnables.dynamic.cost import quickest_convolution
 from learnables.dynamic.scale import GATES, second_moment, sum_of_squares
 from learnables.errors import ShapeError
 from learnables.nn.component import Component
-from learnables.nn.dynamic_linear import check_choice, check_share, check_sizes, drawn
+from learnables.nn.dynamic_linear import check_share, check_sizes, drawn
 
 _FORMS = ("materialised", "reassociated")
 
@@ -91,8 +92,8 @@ class DynamicConv2d(Component):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_choice("gate", gate, tuple(GATES))
-        check_choice("form", form, (None, *_FORMS))
+        require_choice("gate", gate, tuple(GATES))
+        require_choice("form", form, (None, *_FORMS))
         check_sizes(
             in_channels=in_channels,
             out_channels=out_channels,

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from learnables.arguments import require_choice
 from learnables.declare import parameter
 from learnables.dynamic.cost import FORMS
 from learnables.dynamic.mix import mix
@@ -111,9 +112,9 @@ class DynamicLinear(Component):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        check_choice("kind", kind, KINDS)
-        check_choice("gate", gate, tuple(GATES))
-        check_choice("form", form, (None, *FORMS))
+        require_choice("kind", kind, KINDS)
+        require_choice("gate", gate, tuple(GATES))
+        require_choice("form", form, (None, *FORMS))
         check_sizes(
             in_features=in_features,
             out_features=out_features,
@@ -233,20 +234,6 @@ def check_share(hidden_features: int, share: float) -> None:
             "a size or a share is out of range",
             found=f"hidden_features={hidden_features}, share={share}",
             wanted="hidden_features ≥ 0, 0 ≤ share ≤ 1",
-        )
-
-
-def check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
-    """Refuse what is not among ``choices``.
-
-    Raises:
-        LearnablesError: It is not.
-    """
-    if value not in choices:
-        raise LearnablesError(
-            f"there is no {name} of this name",
-            found=f"{name}={value!r}",
-            wanted=f"one of {', '.join(map(repr, choices))}",
         )
 
 

@@ -29,7 +29,7 @@ from learnables._torch import (
     storage_key,
     without_wrappers,
 )
-from learnables.arguments import optimizers_in, require_module
+from learnables.arguments import as_annotated, optimizers_in
 from learnables.entries import Entry, entries
 from learnables.errors import CheckpointError
 from learnables.runtime.atomic import replace_file
@@ -135,6 +135,7 @@ class Checkpoint:
 # --- save --------------------------------------------------------------------------------------
 
 
+@as_annotated
 def save_checkpoint(
     path: str | Path,
     model: nn.Module,
@@ -186,7 +187,6 @@ def save_checkpoint(
         return at once, except that the parts of DTensors are gathered: then all ranks must call.
         With ``sharded`` all must call, and a rank needs memory for one copy of its own part.
     """
-    require_module(model)
     path = Path(path)
     optimizers = optimizers_in(optimizer)
     pile = _Pile(keeps_shards=sharded)

@@ -9,6 +9,7 @@ from typing import Any, Literal, final
 from torch import nn
 from torch.optim import Optimizer
 
+from learnables.arguments import require_as_annotated
 from learnables.errors import CheckpointError, LearnablesError, warn
 from learnables.runtime.checkpoint import (
     Checkpoint,
@@ -55,6 +56,7 @@ class Checkpoints:
     def __init__(
         self, folder: str | Path, keep: int = 3, best: Literal["min", "max"] | None = None
     ) -> None:
+        require_as_annotated(type(self), (folder, keep), {})
         if keep < 1:
             raise LearnablesError(
                 "at least the newest checkpoint is kept", found=f"keep={keep}", wanted="keep ≥ 1"

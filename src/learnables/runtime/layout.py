@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import ddp_parameters, is_dtensor, is_uninitialised, storage_key
-from learnables.arguments import optimizers_in
+from learnables.arguments import as_annotated, optimizers_in
 from learnables.entries import Entry, entries
 from learnables.errors import LearnablesError
 from learnables.notes import notes_of
@@ -26,6 +26,7 @@ from learnables.strides import (
 Undeclared = Literal["row-major", "dense"]
 
 
+@as_annotated
 def canonicalize_(
     model: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer] | None = None,

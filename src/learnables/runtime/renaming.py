@@ -5,6 +5,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeAlias, final
 
 from learnables._torch import without_wrappers
+from learnables.arguments import require_function
 from learnables.errors import CheckpointError
 
 Rename: TypeAlias = "Mapping[str, str] | Callable[[str], str] | None"
@@ -41,6 +42,8 @@ class Renaming:
         self._rename, self._cut, self._added = rename, "", ""
         if isinstance(rename, Mapping):
             _check(rename, names)
+        elif rename is not None:
+            require_function(rename, "rename")
         found = {self(name) for name in names}
         if found and own and found.isdisjoint(own):
             if {name.removeprefix(_HELD_AS) for name in found} & set(own):

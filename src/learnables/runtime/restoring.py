@@ -21,7 +21,7 @@ from learnables._torch import (
     tensors_in,
     without_wrappers,
 )
-from learnables.arguments import optimizers_in, require_module
+from learnables.arguments import as_annotated, optimizers_in, require_names
 from learnables.entries import entries
 from learnables.errors import CheckpointError, LearnablesError, warn
 from learnables.notes import note_of, put_note
@@ -45,6 +45,7 @@ from learnables.runtime.untrusted import refuse
 _ONE = torch.Size([1])  # the shape that sharding gives to a scalar
 
 
+@as_annotated
 def load_checkpoint(
     path: str | Path,
     model: nn.Module,
@@ -97,7 +98,6 @@ def load_checkpoint(
     Cost:
         The file once in host memory, and a second copy of the model while it is loaded.
     """
-    require_module(model)
     checkpoint = open_checkpoint(path)
     return restore(
         checkpoint,
@@ -197,6 +197,8 @@ class _Allowed:
     """
 
     def __init__(self, allow: str | Sequence[str], names: set[str]) -> None:
+        if not isinstance(allow, str):
+            require_names(allow, "allow")
         self.patterns = [allow] if isinstance(allow, str) else list(allow)
         for pattern in self.patterns:
             if not any(fnmatchcase(name, pattern) for name in names):

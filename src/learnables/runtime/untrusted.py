@@ -56,7 +56,10 @@ def read_meta(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():  # a folder, a pipe and a device are no files
         raise CheckpointError(
-            "there is no checkpoint", where=str(path), wanted="a file of ln.save_checkpoint"
+            "there is no checkpoint",
+            where=str(path),
+            found="a folder" if path.is_dir() else "no such file",
+            wanted="a file of ln.save_checkpoint",
         )
     try:
         text = _meta_text(path, header_text(path))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from learnables._torch import is_uninitialised
+from learnables.arguments import require_as_annotated
 from learnables.entries import Entry, entries
 from learnables.errors import ConstraintError, LearnablesError, ShapeError, warn
 from learnables.sets.base import Set, computing_dtype
@@ -25,6 +26,9 @@ _CONVOLUTIONS = (
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
 )
+
+
+_PLAIN = ("view", "lazy", "momentum")
 
 
 @final
@@ -61,7 +65,9 @@ class Constraint:
                 "a constraint needs a set",
                 found=f"{self.set!r}",
                 wanted="an instance of ln.sets.…, e.g. ln.sets.Ball()",
+                mend=f"{self.set.__name__}(…)" if isinstance(self.set, type) else "",
             )
+        require_as_annotated(type(self), (), {n: getattr(self, n) for n in _PLAIN})
         if self.how not in MODES:
             raise ConstraintError(
                 "a constraint is enforced in one of three ways",

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.optim import Optimizer
 
-from learnables.arguments import optimizers_in, require_module, require_text
+from learnables.arguments import as_annotated, optimizers_in
 from learnables.conversion import after_conversion
 from learnables.entries import Entry, Place, entries
 from learnables.errors import ConstraintError, ShapeError, lay_out
@@ -28,6 +28,7 @@ from learnables.sharing.transposed import is_transposed, make_transposed, unmake
 _ATTRIBUTE = "_learnables_ties"
 
 
+@as_annotated
 def tie(
     model: nn.Module,
     target: str,
@@ -106,6 +107,7 @@ def tie(
     return shared
 
 
+@as_annotated
 def untie(model: nn.Module, target: str) -> nn.Parameter:
     """Give ``target`` a Parameter of its own again, with the value it has now.
 
@@ -128,8 +130,6 @@ def untie(model: nn.Module, target: str) -> nn.Parameter:
         >>> ln.untie(model, "1.weight") is model[0].weight
         False
     """
-    require_module(model)
-    require_text(target, "target")
     owner, local_name = _split(model, target)
     value = getattr(owner, local_name, None) if owner is not None else None
     transposed = owner is not None and is_transposed(owner, local_name)

@@ -6,9 +6,11 @@ Shapes: R × C the grid of blocks.
 import torch
 from torch import Tensor
 
+from learnables.arguments import as_annotated
 from learnables.errors import LayoutError
 
 
+@as_annotated
 def random(
     rows: int, columns: int, density: float, *, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -52,6 +54,7 @@ def random(
     return mask
 
 
+@as_annotated
 def banded(rows: int, columns: int, density: float) -> Tensor:
     """The blocks nearest to the diagonal: each output sees the inputs around its own place.
 
@@ -82,6 +85,7 @@ def banded(rows: int, columns: int, density: float) -> Tensor:
     return mask.view(rows, columns)
 
 
+@as_annotated
 def butterfly(rows: int, columns: int, density: float | None = None) -> Tensor:
     """The diagonal and those blocks whose row and column numbers differ in one binary digit.
 
@@ -125,6 +129,7 @@ def butterfly(rows: int, columns: int, density: float | None = None) -> Tensor:
     return mask
 
 
+@as_annotated
 def n_of_m(
     rows: int, columns: int, n: int = 2, m: int = 4, *, generator: torch.Generator | None = None
 ) -> Tensor:
@@ -160,6 +165,7 @@ def n_of_m(
     return (rank < n).view(rows, groups * m)[:, :columns].contiguous()
 
 
+@as_annotated
 def largest(scores: Tensor, density: float) -> Tensor:
     """The blocks with the highest scores; of equal ones, the first.
 
