@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 import learnables as ln
-from learnables.report.content import POINTS, SHADES, content, encode_log, thin
+from learnables.report.content import POINTS, SHADES, content, encode_log, thin, thumbnails
 from learnables.report.html import render
 from learnables.watching import Run
+from learnables.watching.artifacts import table
 from learnables.watching.observation import CONSUMED, Filled, Rows
 from learnables.watching.store import Store
 
@@ -188,6 +189,45 @@ def test_of_a_line_that_is_thinned_no_spike_is_lost():
     assert len(kept) <= 402
     assert (shown.max(), shown.min()) == (5.0, -3.0)
     assert (kept[0], kept[-1]) == (0, 9_999)
+
+
+def test_images_are_shrunk_to_what_there_is_room_for_and_small_ones_are_left():
+    small = np.random.default_rng(0).integers(0, 256, (60, 8, 8, 1), dtype=np.uint8)
+    assert np.array_equal(thumbnails(small), small[:48])
+    for height, width, channels in ((224, 224, 3), (100, 333, 1), (3, 40_000, 3)):
+        photos = np.random.default_rng(1).integers(
+            0, 256, (30, height, width, channels), dtype=np.uint8
+        )
+        shown = thumbnails(photos)
+        assert len(shown) == 24
+        assert shown.dtype == np.uint8
+        assert shown.nbytes <= 120_000
+        square = width // shown.shape[2]
+        corner = photos[3, : min(square, height), :square].astype(float).mean(axis=(0, 1))
+        assert shown[3, 0, 0] == pytest.approx(corner, abs=0.6)
+
+
+@pytest.mark.parametrize(
+    ("shape", "wanted"),
+    [
+        ((14, 14, 14, 14), (14, 14, 14, 14)),
+        ((32, 32, 32, 32), (6, 6, 32, 32)),
+        ((1000, 1000), (91, 91)),
+        ((50, 300), (50, 75)),
+        ((7,), (1, 7)),
+        ((2, 3, 4), (2, 12)),
+    ],
+)
+def test_of_a_large_table_a_sample_is_shown_that_says_of_what(tmp_path, shape, wanted):
+    store, values = Store(tmp_path), np.random.default_rng(0).normal(size=shape)
+    store.add_artifact(1, "a table", "table", table(values))
+    store.close()
+    page = content(Run(tmp_path))
+    (picture,) = page.pictures
+    assert tuple(picture["shape"]) == wanted
+    flat = values if values.ndim == 4 else values.reshape(shape[0] if len(shape) > 1 else 1, -1)
+    assert tuple(picture["whole"]) == flat.shape
+    assert len(arrays(page)[picture["data"]]) == math.prod(wanted) <= 40_000
 
 
 def long(folder, looks, parameters):

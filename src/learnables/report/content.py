@@ -1,5 +1,6 @@
 """What the page shows: a plain function of a run, an audit's report, or both."""
 
+import itertools
 import json
 import math
 import time
@@ -21,7 +22,10 @@ POINTS = 160  # of a line: as many as a chart of this size can show
 COLUMNS = 64  # of a heat map over time
 SHADES = 40  # of a heat map; the page's script knows this number
 _SEVERITIES = ("error", "warning", "note")
-_PICTURED = 96  # largest side of a weight that is shown as an image
+_PICTURED = 96  # largest side of a matrix that is shown as an image
+_MAPPED = 40_000  # values of all maps of a picture together
+_GALLERY = 120_000  # bytes of the images of a gallery together
+_SHOWN = 48, 24  # images of a gallery: as they are, or of those that have to be shrunk
 
 
 @dataclass(frozen=True)
@@ -452,18 +456,20 @@ def _add_artifacts(page: Content, run: Run) -> None:
 
 
 def _add_table(page: Content, artifact: Artifact, values: Array, classes: Any) -> None:
-    if values.ndim == 4:
-        picture: dict[str, Any] = {"form": "maps", "shape": list(values.shape)}
-    else:
+    if values.ndim != 4:
         values = values.reshape(values.shape[0] if values.ndim > 1 else 1, -1)
-        step = [max(1, math.ceil(side / _PICTURED)) for side in values.shape]
-        values = values[:: step[0], :: step[1]]
-        picture = {"form": "matrix", "shape": list(values.shape)}
-        confusion = artifact.name == "confusion"
-        if confusion and isinstance(classes, list) and len(classes) == values.shape[0]:
-            picture["labels"] = [str(name) for name in classes]
-        if confusion:
-            picture["form"] = "confusion"
+    whole = list(values.shape)
+    if values.ndim == 4:
+        step = [max(1, math.ceil(math.sqrt(values.size / _MAPPED)))] * 2
+        form = "maps"
+    else:
+        step = [max(1, math.ceil(side / _PICTURED)) for side in whole]
+        form = "confusion" if artifact.name == "confusion" else "matrix"
+    values = values[:: step[0], :: step[1]]
+    picture: dict[str, Any] = {"form": form, "shape": list(values.shape), "whole": whole}
+    alike = isinstance(classes, list) and len(classes) == values.shape[0]
+    if form == "confusion" and alike:
+        picture["labels"] = [str(name) for name in classes]
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 0.0)
     small = values.size <= 400
@@ -482,16 +488,37 @@ def _add_table(page: Content, artifact: Artifact, values: Array, classes: Any) -
 
 def _add_images(page: Content, artifact: Artifact) -> None:
     arrays = artifact.arrays()
-    pixels, labels = arrays["pixels"][:48], labels_of(arrays)[:48]
+    pixels, labels = thumbnails(arrays["pixels"]), labels_of(arrays)
     page.gallery.append(
         {
             "title": artifact.name,
             "step": artifact.step,
             "shape": list(pixels.shape),
-            "labels": labels,
+            "labels": labels[: len(pixels)],
             "data": page.figures.add(pixels),
         }
     )
+
+
+def thumbnails(pixels: Array) -> Array:
+    """The first images, as they are or so small that a page has room for them.
+
+    Args:
+        pixels: uint8 of shape (N, H, W, C).
+
+    Returns:
+        At most 48 of them, or 24 that are shrunk: each pixel is the mean of a square.
+    """
+    many, few = _SHOWN
+    if pixels[:many].nbytes <= _GALLERY:
+        return pixels[:many]
+    number, height, width, channels = pixels[:few].shape
+    sizes = ((n, max(1, height // n), max(1, width // n)) for n in itertools.count(1))
+    room = _GALLERY // (number * channels)
+    square, height, width = next(size for size in sizes if size[1] * size[2] <= room)
+    cut = pixels[:few, : height * square, : width * square].astype(np.float32)
+    squares = cut.reshape(number, height, -1, width, cut.shape[2] // width, channels)
+    return np.asarray(squares.mean(axis=(2, 4)).round().astype(np.uint8))
 
 
 def _document(artifact: Artifact, page: Content) -> Any:

@@ -357,6 +357,8 @@
 
   // --- pictures -----------------------------------------------------------------------------
 
+  // What a picture is a sample of, where it is one.
+  const sampled = ({ shape, whole }) => (shape[0] === whole[0] && shape[1] === whole[1] ? "" : ` of ${whole[0]} × ${whole[1]}`);
   function matrix(box, picture) {
     const values = figures[picture.data], [height, width] = picture.shape;
     const span = picture.high - picture.low || 1;
@@ -368,9 +370,9 @@
     const canvas = cells(width, height, code, signed ? "ratio" : "heat");
     canvas.style.width = `${width * size}px`;
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `${picture.title}, ${height} by ${width}, from ${short(picture.low)} to ${short(picture.high)}`);
+    canvas.setAttribute("aria-label", `${picture.title}, ${height} by ${width}${sampled(picture)}, from ${short(picture.low)} to ${short(picture.high)}`);
     if (picture.exact && width * height <= 64) return box.append(grid(picture, values, code, signed ? "ratio" : "heat", short));
-    box.append(canvas, make("p", { class: "at" }, `${height} × ${width}, from ${short(picture.low)} to ${short(picture.high)}`));
+    box.append(canvas, make("p", { class: "at" }, `${height} × ${width}${sampled(picture)}, from ${short(picture.low)} to ${short(picture.high)}`));
   }
   function grid(picture, values, code, name, text) {
     const [height, width] = picture.shape, colours = ramp(name), node = make("table", { class: picture.form });
@@ -414,8 +416,8 @@
     const size = Math.max(1, Math.min(14, Math.floor(340 / Math.max(canvas.width, canvas.height))));
     canvas.style.width = `${canvas.width * size}px`;
     canvas.setAttribute("role", "img");
-    canvas.setAttribute("aria-label", `${picture.title}: one map for each of ${h} by ${w} places, from ${short(picture.low)} to ${short(picture.high)}`);
-    box.append(canvas, make("p", { class: "at" }, `one map a place, ${h} × ${w}; from ${short(picture.low)} to ${short(picture.high)}`));
+    canvas.setAttribute("aria-label", `${picture.title}: one map for each of ${h} by ${w} places${sampled(picture)}, from ${short(picture.low)} to ${short(picture.high)}`);
+    box.append(canvas, make("p", { class: "at" }, `one map a place, ${h} × ${w}${sampled(picture)}; from ${short(picture.low)} to ${short(picture.high)}`));
   }
   function gallery(box, images) {
     const [count, height, width, channels] = images.shape, pixels = figures[images.data];
