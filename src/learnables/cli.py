@@ -305,7 +305,11 @@ def vit(
     ] = None,
     out: Annotated[Path, typer.Option(help="Where runs go.")] = Path("runs"),
     resume: Annotated[
-        Path | None, typer.Option(help="Folder of a run to go on with; alone, or with --device.")
+        Path | None,
+        typer.Option(
+            help="Folder of a run to go on with; only how it is computed may change: "
+            "--device, --strategy, --threads."
+        ),
     ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads per process; torch decides if not said.")

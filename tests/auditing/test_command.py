@@ -185,6 +185,15 @@ def test_unknown_rules_and_formats_are_refused_before_anything_runs(folder: Path
         run_audit("users_net:raises", format="yaml")
 
 
+def test_experiments_are_asked_for_by_name_one_or_several(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_audit("users_net:clean", probes=["gradient,checkpoint"]) == 0
+    assert run_audit("users_net:clean", probes=["gradient", "checkpoint"]) == 0
+    with pytest.raises(LearnablesError, match=r"there is no such probe[\s\S]*'gradent'"):
+        run_audit("users_net:raises", probes=["gradent"])
+
+
 def test_rules_and_explain_know_codes_and_names(capsys: pytest.CaptureFixture[str]) -> None:
     assert print_rules() == 0
     listed = capsys.readouterr().out

@@ -50,7 +50,7 @@ def run_audit(
 ) -> int:
     """Audit what a factory builds; print the report; the exit code."""
     check_format(format)
-    probes = patterns_in(probes)
+    probes = [name for said in probes for name in said.replace(",", " ").split()]
     check_probes(probes)
     settings = checked(read_settings(), select, ignore)
     baseline = baseline or (settings.baseline if new_baseline is None else None)
