@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from learnables._torch import end_process_group, is_dtensor, is_uninitialised
-from learnables.arguments import as_annotated, require_choice
+from learnables.arguments import require_choice, require_names
 from learnables.auditing.memory import checksum
 from learnables.auditing.report import Report
 from learnables.auditing.run import audit
@@ -71,7 +71,6 @@ class Prepared:
         return iter((self.model, self.optimizer, self.report))
 
 
-@as_annotated
 def prepare(
     model: nn.Module,
     optimizer_fn: Callable[[nn.Module], Optimizer | Sequence[Optimizer]],
@@ -146,6 +145,9 @@ def prepare(
     _require_function(optimizer_fn)
     _require(strategy in STRATEGIES, "there is no such strategy", strategy, ", ".join(STRATEGIES))
     require_choice("values", values, ("equal", "rank 0"))
+    require_names(methods, "methods")
+    if units is not None:
+        require_names(units, "units")
     check_rounding(rounding, state_dtype)
     _require_values(model)
     if strategy != "none":
