@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from learnables.arguments import require_kind
+from learnables.watching.encoding import Array
 from learnables.watching.observation import MOMENTS, QUANTITIES, Observation
 from learnables.watching.run import Run
 
@@ -15,10 +16,10 @@ class Difference:
 
     Attributes:
         name: Qualified name.
-        what: ``"only in A"``, ``"only in B"``, ``"shape"``, ``"dtype"`` or the quantity that
-            differed first: ``"weight"``, ``"gradient"``, ``"update"``.
+        what: ``"only in A"``, ``"only in B"``, ``"shape"``, ``"dtype"`` or what differed first:
+            ``"weight"``, ``"gradient"``, ``"update"``, or a column such as ``"lr"``.
         since: The first common step at which it differed; None where it is not a matter of steps.
-        norms: ‖weight‖ in A and in B at the last common step.
+        norms: ‖weight‖ in A and in B, at the last look of each.
     """
 
     name: str
@@ -70,6 +71,11 @@ def compare(a: Run, b: Run) -> Comparison:
     in_a, in_b = ({p.name: p for p in run.parameters} for run in (a, b))
     seen_b = {o.step: o for o in b.observations}
     pairs = [(o, seen_b[o.step]) for o in a.observations if o.step in seen_b]
+    first: dict[str, tuple[str, int]] = {}
+    for one, other in pairs:
+        for name, what in _differing(one, other).items():
+            first.setdefault(name, (what, one.step))
+    norms = (_norms(a), _norms(b))
     found: list[Difference] = []
     for name in {**in_a, **in_b}:
         if name not in in_a or name not in in_b:
@@ -78,9 +84,9 @@ def compare(a: Run, b: Run) -> Comparison:
             found.append(Difference(name, "shape"))
         elif in_a[name].dtype != in_b[name].dtype:
             found.append(Difference(name, "dtype"))
-        else:
-            difference = _since(name, pairs)
-            found += [] if difference is None else [difference]
+        elif name in first:
+            both = (norms[0][name], norms[1][name]) if all(name in n for n in norms) else None
+            found.append(Difference(name, *first[name], both))
     order = {name: i for i, name in enumerate({**in_a, **in_b})}
     found.sort(key=lambda d: (-1 if d.since is None else d.since, order[d.name]))
     scalars = {
@@ -92,23 +98,43 @@ def compare(a: Run, b: Run) -> Comparison:
     return Comparison(steps, tuple(found), scalars, len(order) - len(found))
 
 
-def _since(name: str, pairs: list[tuple[Observation, Observation]]) -> Difference | None:
-    norms = None
-    first: tuple[str, int] | None = None
-    for one, other in pairs:
-        if name not in one.names or name not in other.names:
+def _norms(run: Run) -> dict[str, float]:
+    """‖weight‖ by name, at the last look that has one."""
+    found: dict[str, float] = {}
+    for o in run.observations:
+        if "weight" in o.rows:
+            found.update(zip(o.names, o.rows["weight"].norm.tolist(), strict=True))
+    return found
+
+
+def _differing(one: Observation, other: Observation) -> dict[str, str]:
+    """Of two looks, the parameters in which any recorded number differs, and the first such one."""
+    at = {name: i for i, name in enumerate(other.names)}
+    names = [name for name in one.names if name in at]
+    i = np.array([k for k, name in enumerate(one.names) if name in at], np.intp)
+    j = np.array([at[name] for name in names], np.intp)
+    found: dict[str, str] = {}
+
+    def note(what: str, same: Array) -> None:
+        for k in np.flatnonzero(~same):
+            found.setdefault(names[k], what)
+
+    for quantity in QUANTITIES:
+        mine, theirs = one.rows.get(quantity), other.rows.get(quantity)
+        if mine is None or theirs is None:
+            note(quantity, np.full(len(names), mine is theirs))
             continue
-        i, j = one.names.index(name), other.names.index(name)
-        if "weight" in one.rows and "weight" in other.rows:
-            norms = (float(one.rows["weight"].norm[i]), float(other.rows["weight"].norm[j]))
-        if first is None:
-            quantity = next((q for q in QUANTITIES if not _equal(one, i, other, j, q)), None)
-            first = None if quantity is None else (quantity, one.step)
-    return None if first is None else Difference(name, *first, norms)
+        same = np.ones(len(names), bool)
+        for moment in MOMENTS:
+            same &= _equal(mine.moments[moment][i], theirs.moments[moment][j])
+        if mine.histogram is not None and theirs.histogram is not None:
+            same &= (mine.histogram[i] == theirs.histogram[j]).all(axis=1)
+        note(quantity, same)
+    for column in sorted({*one.columns} & {*other.columns}):
+        note(column, _equal(one.columns[column][i], other.columns[column][j]))
+    return found
 
 
-def _equal(one: Observation, i: int, other: Observation, j: int, quantity: str) -> bool:
-    if quantity not in one.rows or quantity not in other.rows:
-        return (quantity in one.rows) == (quantity in other.rows)
-    mine, theirs = one.rows[quantity].moments, other.rows[quantity].moments
-    return all(np.array_equal(mine[m][i], theirs[m][j], equal_nan=True) for m in MOMENTS)
+def _equal(x: Array, y: Array) -> Array:
+    """Which numbers are the same; NaN is itself."""
+    return np.asarray((x == y) | ((x != x) & (y != y)))

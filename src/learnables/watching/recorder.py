@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables._torch import is_dtensor, make_last_pre_hook, own_share, pre_hooks_after
+from learnables._torch import dtype_name, is_dtensor, make_last_pre_hook, own_share, pre_hooks_after
 from learnables.arguments import (
     describe,
     require_flag,
@@ -824,7 +824,7 @@ def _facts(entry: Entry, group: Mapping[str, Any] | None) -> dict[str, object]:
         "name": entry.name,
         "names": list(entry.names),
         "shape": list(entry.shape),
-        "dtype": str(entry.dtype).removeprefix("torch."),
+        "dtype": dtype_name(entry.dtype),
         "device": str(entry.param.device),
         "numel": entry.param.numel(),
         "trainable": entry.trainable,
