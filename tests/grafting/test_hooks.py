@@ -1,5 +1,9 @@
 """Masks and biases beside their definitions, entry by entry."""
 
+import copy
+import pickle
+from types import SimpleNamespace
+
 import pytest
 import torch
 from hypothesis import given
@@ -94,3 +98,121 @@ def test_booleans_that_may_mean_either_are_refused():
     _, kwargs = hook(Own(), (torch.zeros(1, 2, 3),), {"attn_mask": torch.zeros(1, 2, 2)})
     assert kwargs["attn_mask"].shape == (1, 3, 3)
     assert mask_of(nn.MultiheadAttention(2, 1)) is None
+
+
+# --- between the blocks --------------------------------------------------------------------------
+
+
+class Mixing(nn.Module):
+    """Each token becomes the mean of all, plus itself."""
+
+    def forward(self, x):
+        return x + x.mean(1, keepdim=True)
+
+
+class Stacked(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(Mixing() for _ in range(3))
+
+    def between(self, x, most=3):
+        found = []
+        for block in self.blocks[:most]:
+            x = block(x)
+            found.append(x)
+        return found
+
+
+class Pyramid(Stacked):
+    """Hands out what is between its blocks as timm's models do: by a method."""
+
+    grad_checkpointing = False
+
+    def forward(self, x):
+        return self.between(x)[-1]
+
+    def forward_intermediates(self, x, most=3):
+        return self.between(x, most)
+
+
+class Stated(Stacked):
+    """The same as transformers' models do: by a keyword or a setting."""
+
+    def __init__(self):
+        super().__init__()
+        self.config = SimpleNamespace(output_hidden_states=False)
+
+    def forward(self, x, output_hidden_states=None):
+        found = self.between(x)
+        asked = self.config.output_hidden_states if output_hidden_states is None else True
+        return (found[-1], (x, *found)) if asked else found[-1]
+
+
+X = torch.arange(12.0).view(1, 3, 4)
+TOKENS = [ln.nn.RegisterTokens(2, 4), ln.nn.Prompts(1, 4, prefix=3, init=ln.init.normal(1.0))]
+
+
+def by_hand():
+    """Both put in before the first block; after each block what is left without them."""
+    x, found = TOKENS[1](TOKENS[0](X)), []
+    for block in Stacked().blocks:
+        x = block(x)
+        found.append(torch.cat([x[:, 2:3], x[:, 4:]], dim=1))
+    return found
+
+
+def grafted(kind):
+    model = kind()
+    return model, [ln.graft(model, f"g{i}", made, "blocks.*") for i, made in enumerate(TOKENS)]
+
+
+@torch.no_grad()
+def test_what_is_between_blocks_is_handed_out_without_the_tokens_by_a_method():
+    model, handles = grafted(Pyramid)
+    before = vars(Pyramid()).keys()
+    for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        torch.testing.assert_close(one.forward_intermediates(X), by_hand())
+        torch.testing.assert_close(one.forward_intermediates(X, most=2), by_hand()[:2])
+        torch.testing.assert_close(one(X), by_hand()[-1])
+    handles[1].remove()
+    assert model.forward_intermediates(X)[0].shape == X.shape
+    handles[0].remove()
+    assert vars(model).keys() == before
+    assert torch.equal(model.forward_intermediates(X)[-1], Pyramid()(X))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("asked", ["keyword", "setting"])
+def test_what_is_between_blocks_is_handed_out_without_the_tokens_by_a_keyword(asked):
+    model, _ = grafted(Stated)
+    model.config.output_hidden_states = asked == "setting"
+    told = {"output_hidden_states": True} if asked == "keyword" else {}
+    last, states = model(X, **told)
+    torch.testing.assert_close(list(states), [X, *by_hand()])
+    torch.testing.assert_close(last, by_hand()[-1])
+    model.config.output_hidden_states = False
+    torch.testing.assert_close(model(X), by_hand()[-1])
+
+
+def test_with_blocks_that_are_computed_again_a_look_is_refused_where_gradients_are():
+    model, _ = grafted(Pyramid)
+    model.grad_checkpointing = True
+    with pytest.raises(LearnablesError, match="between checkpointed blocks"):
+        model.forward_intermediates(X)
+    with torch.no_grad():
+        torch.testing.assert_close(model.forward_intermediates(X), by_hand())
+
+
+def test_a_look_that_fails_or_ends_early_leaves_nothing_for_the_next_call():
+    model, _ = grafted(Pyramid)
+    with torch.no_grad():
+        assert len(model.forward_intermediates(X, most=1)) == 1
+        torch.testing.assert_close(model(X), by_hand()[-1])
+        with pytest.raises(TypeError):
+            model.forward_intermediates(X, most="all")
+        handle = model.blocks[1].register_forward_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):  # while the tokens wait
+            model.forward_intermediates(X)
+        handle.remove()
+        torch.testing.assert_close(model(X), by_hand()[-1])
+        torch.testing.assert_close(model.forward_intermediates(X), by_hand())

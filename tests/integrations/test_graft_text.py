@@ -96,6 +96,22 @@ def test_padding_changes_nothing_of_a_text_with_prompts(name, kind, attention):
         assert torch.equal(model(ids, attention_mask=mask).last_hidden_state, plain)
 
 
+@pytest.mark.parametrize("name", ENCODERS)
+def test_hidden_states_of_an_encoder_are_those_of_the_text(name):
+    model, (ids, mask) = encoder(name), padded_right()
+    with torch.no_grad():
+        plain = model(ids, attention_mask=mask, output_hidden_states=True).hidden_states
+        ln.graft(model, "prompts", ln.nn.DeepPrompts(2, 3, 48, prefix=1, init=STRONG))
+        out = model(ids, attention_mask=mask, output_hidden_states=True)
+        alone = model(ids[1:, :4], output_hidden_states=True).hidden_states
+        assert [state.shape for state in out.hidden_states] == [state.shape for state in plain]
+        assert torch.equal(out.hidden_states[0], plain[0])
+        assert torch.equal(out.hidden_states[-1], out.last_hidden_state)
+        assert (out.hidden_states[1] - plain[1]).abs().max() > 1e-3
+        for padded, short in zip(out.hidden_states, alone, strict=True):
+            torch.testing.assert_close(padded[1:, :4], short)
+
+
 def test_a_graft_in_an_encoder_is_what_a_hand_written_one_computes():
     model = encoder("Bert", "eager")
     ids, mask = padded_right()

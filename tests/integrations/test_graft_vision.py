@@ -1,6 +1,7 @@
 """Grafts in vision models beside hand-written forwards: pooling, other image sizes, biases."""
 
 import copy
+import pickle
 
 import pytest
 import torch
@@ -11,6 +12,17 @@ from learnables.grafting.graft import grafts_of
 
 STRONG = ln.init.normal(1.0)
 SIZES = {"embed_dim": 48, "depth": 3, "num_heads": 3, "num_classes": 10}
+
+
+SMALL = {
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "intermediate_size": 96,
+}
+SEES = {**SMALL, "image_size": 32, "patch_size": 8}
+READS = {**SMALL, "vocab_size": 64, "max_position_embeddings": 16}
+ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def of_timm(name="vit_tiny_patch16_224", **more):
@@ -32,7 +44,7 @@ def answer(model, x):
     return model.forward_head(model.norm(x))
 
 
-@pytest.mark.parametrize("pool", ["token", "avg"])
+@pytest.mark.parametrize("pool", ["token", "avg", "map"])
 @pytest.mark.parametrize("side", [32, 64])
 def test_pooling_and_resized_positions_know_the_tokens_they_knew(pool, side):
     model = of_timm(img_size=32, dynamic_img_size=True, global_pool=pool)
@@ -94,6 +106,167 @@ def test_transformers_interpolates_positions_beside_a_graft(side):
         wanted = torch.cat([tokens[:, :1], tokens[:, 5:]], dim=1)
         torch.testing.assert_close(ours.last_hidden_state, wanted)
         torch.testing.assert_close(ours.pooler_output, model.pooler(wanted))
+
+
+LOOKED_AT = {
+    "prompts": lambda n: [ln.nn.Prompts(4, 48, prefix=1, init=STRONG)],
+    "deep": lambda n: [ln.nn.DeepPrompts(n, 4, 48, 1, init=STRONG)],
+    "two": lambda n: [
+        ln.nn.RegisterTokens(2, 48, init=STRONG),
+        ln.nn.DeepPrompts(n, 3, 48, prefix=3, init=STRONG),
+    ],
+}
+
+
+def between(components, blocks, tokens):
+    """By hand: what is between the blocks, without the tokens that were put in."""
+    states = []
+    for layer, block in enumerate(blocks):
+        for component in components:
+            if isinstance(component, ln.nn.DeepPrompts):
+                tokens = component(tokens, layer)
+            elif layer == 0:
+                tokens = component(tokens)
+        tokens = block(tokens)
+        left = tokens
+        for component in reversed(components):
+            first, count = getattr(component, "prefix", 0), component.tokens.shape[1]
+            left = torch.cat([left[:, :first], left[:, first + count :]], dim=1)
+        states.append(left)
+    return states
+
+
+@pytest.mark.parametrize("kind", LOOKED_AT)
+def test_intermediates_of_timm_are_sequences_that_the_model_knows(kind):
+    model, x = of_timm(img_size=32), torch.randn(2, 3, 32, 32)
+    components = LOOKED_AT[kind](3)
+    with torch.no_grad():
+        plain = model.forward_intermediates(x)
+        names = [vars(module).keys() for module in model.modules()]
+        states = between(components, model.blocks, embedded(model, x))
+        maps = [state[:, 1:].mT.unflatten(-1, (2, 2)) for state in states]
+        normed = [model.norm(state)[:, 1:] for state in states]
+        handles = [ln.graft(model, f"g{i}", made) for i, made in enumerate(components)]
+        for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+            last, found = one.forward_intermediates(x)
+            torch.testing.assert_close(found, maps)
+            torch.testing.assert_close(last, model.norm(states[-1]))
+            torch.testing.assert_close(one.forward_features(x), last)
+            some = one.get_intermediate_layers(x, n=[0, 2], norm=True)
+            torch.testing.assert_close(list(some), [normed[0], normed[2]])
+            early = one.forward_intermediates(x, indices=[1], stop_early=True)[1]
+            torch.testing.assert_close(early, [maps[1]])
+            torch.testing.assert_close(one.forward_features(x), last)
+        compiled = torch.compile(model.forward_intermediates, backend="eager", fullgraph=True)
+        torch.testing.assert_close(compiled(x)[1], maps)
+        for handle in reversed(handles):
+            handle.remove()
+        assert [vars(module).keys() for module in model.modules()] == names
+        assert all(map(torch.equal, model.forward_intermediates(x)[1], plain[1]))
+
+
+def test_a_pyramid_of_features_is_one_with_grafts_too():
+    import timm
+
+    model, x = of_timm(img_size=32), torch.randn(2, 3, 32, 32)
+    prompts = ln.nn.Prompts(4, 48, prefix=1, init=STRONG)
+    body = {k: v for k, v in SIZES.items() if k != "num_classes"}
+    options = {**body, "img_size": 32, "features_only": True}
+    pyramid = timm.create_model("vit_tiny_patch16_224", **options).eval()
+    kept = {n: v for n, v in model.state_dict().items() if not n.startswith("head.")}
+    pyramid.model.load_state_dict(kept, strict=False)
+    with torch.no_grad():
+        plain = pyramid(x)
+        ln.graft(model, "prompts", prompts)
+        handle = ln.graft(pyramid, "prompts", prompts)
+        wanted = model.forward_intermediates(x, norm=False)[1]
+        torch.testing.assert_close(pyramid(x), wanted)
+        handle.remove()
+        assert all(map(torch.equal, pyramid(x), plain))
+
+
+@pytest.mark.parametrize("kind", LOOKED_AT)
+@pytest.mark.parametrize("as_tuple", [False, True])
+@pytest.mark.parametrize("hooked", ["before", "after"])
+def test_hidden_states_of_transformers_are_sequences_that_the_model_knows(kind, as_tuple, hooked):
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.manual_seed(0)
+    model = ViTForImageClassification(ViTConfig(**SEES)).eval()
+    x, components = torch.randn(2, 3, 32, 32), LOOKED_AT[kind](2)
+    told = {"output_hidden_states": True, "return_dict": not as_tuple}
+    with torch.no_grad():
+        if hooked == "before":  # transformers puts its hooks in at the first of such calls
+            model(x, **told)
+        begin = model.vit.embeddings(x)
+        states = between(components, model.vit.layers, begin)
+        for i, made in enumerate(components):
+            ln.graft(model, f"g{i}", made)
+        copies = [copy.deepcopy(model)]
+        if hooked == "after":  # its hooks cannot be pickled
+            copies.append(pickle.loads(pickle.dumps(model)))
+        for one in (model, *copies):
+            out = one(x, **told)
+            found = out[-1] if as_tuple else out.hidden_states
+            torch.testing.assert_close(found[0], begin)
+            torch.testing.assert_close(found[1], states[0])
+            torch.testing.assert_close(found[2], states[1])
+            logits = out[0] if as_tuple else out.logits
+            torch.testing.assert_close(one(x).logits, logits)
+        model.config.output_hidden_states = True
+        assert {state.shape for state in model(x).hidden_states} == {begin.shape}
+
+
+@pytest.mark.parametrize("kind", LOOKED_AT)
+def test_a_backbone_of_transformers_makes_maps_of_what_it_knows(kind):
+    from transformers import Dinov2Backbone, Dinov2Config
+
+    torch.manual_seed(0)
+    config = Dinov2Config(**SEES, out_features=["stage1", "stage2"])
+    model, x = Dinov2Backbone(config).eval(), torch.randn(2, 3, 32, 32)
+    components = LOOKED_AT[kind](2)
+    with torch.no_grad():
+        states = between(components, model.encoder.layer, model.embeddings(x))
+        wanted = [model.layernorm(s)[:, 1:].mT.unflatten(-1, (4, 4)) for s in states]
+        for i, made in enumerate(components):
+            ln.graft(model, f"g{i}", made)
+        torch.testing.assert_close(list(model(x).feature_maps), wanted)
+    stem = Dinov2Backbone(Dinov2Config(**SEES, out_features=["stem", "stage2"]))
+    ln.graft(stem, "prompts", ln.nn.Prompts(4, 48, prefix=1))
+    with pytest.raises(LearnablesError, match="the stem's feature map"):
+        stem(x)
+
+
+def test_what_is_between_checkpointed_blocks_is_refused_where_gradients_are_asked_for():
+    model, x = of_timm(img_size=32), torch.randn(2, 3, 32, 32)
+    ln.graft(model, "prompts", ln.nn.Prompts(4, 48, prefix=1, init=STRONG))
+    model.set_grad_checkpointing()
+    with pytest.raises(LearnablesError, match="between checkpointed blocks"):
+        model.forward_intermediates(x)
+    with torch.no_grad():
+        maps = model.forward_intermediates(x)[1]
+    model.set_grad_checkpointing(False)
+    with_grad = model.forward_intermediates(x)[1]
+    torch.testing.assert_close(with_grad, maps)
+    with_grad[-1].square().sum().backward()
+    assert model.prompts.tokens.grad.any()
+
+
+def test_a_look_that_failed_leaves_nothing_behind():
+    model, x = of_timm(img_size=32), torch.randn(2, 3, 32, 32)
+    ln.graft(model, "prompts", ln.nn.Prompts(4, 48, prefix=1, init=STRONG))
+    with torch.no_grad():
+        wanted, out = model.forward_intermediates(x)[1], model(x)
+
+        def fail(*_):
+            raise KeyboardInterrupt
+
+        handle = model.blocks[1].register_forward_hook(fail)
+        with pytest.raises(KeyboardInterrupt):
+            model.forward_intermediates(x)
+        handle.remove()
+        assert torch.equal(model(x), out)
+        assert all(map(torch.equal, model.forward_intermediates(x)[1], wanted))
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -267,17 +440,6 @@ def test_timms_checkpointing_changes_no_gradient(name):
     assert len(grads[0]) == 5
     assert all(grad.any() for grad in grads[0].values())
     torch.testing.assert_close(grads[0], grads[1])
-
-
-SMALL = {
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 96,
-}
-SEES = {**SMALL, "image_size": 32, "patch_size": 8}
-READS = {**SMALL, "vocab_size": 64, "max_position_embeddings": 16}
-ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 
 
 def of_two(name):

@@ -56,6 +56,7 @@ class Graft:
     _counting: tuple[nn.Module, ...] = field(default=(), repr=False)
     _tokens: tuple[int, int] = field(default=(0, 0), repr=False)  # the first place, how many
     _biases: list[hooks.AddBias] = field(default_factory=list, repr=False)
+    _looking: tuple[tuple[nn.Module, hooks.Aside], ...] = field(default=(), repr=False)
     # Who owns the parameter, since wrappers such as LoRA's move owners; and under which name.
     _owners: tuple[tuple[nn.Module, str], ...] = field(default=(), repr=False)
     _released: tuple[nn.Module, ...] = field(default=(), repr=False)  # frozen as a whole before
@@ -144,6 +145,8 @@ class Graft:
             handle.remove()
         for owner, local_name in self._owners:
             unchange(owner, local_name, self.component)
+        for module, aside in self._looking:
+            hooks.look_no_more(module, aside)
         for module in self._counting:
             module.num_prefix_tokens -= self._tokens[1]  # type: ignore[operator, assignment]
         grafts = grafts_of(self.model)
@@ -458,7 +461,11 @@ def _put_among(made: Graft, modules: list[nn.Module]) -> None:
     """Tokens go in before the first block and out after the last; masks and counters know them."""
     first, count = made._tokens
     deep = isinstance(made.component, DeepPrompts)
+    aside = hooks.Aside(made.name)
     for layer, module in enumerate(modules):
+        if layer > 0:
+            rejoin = hooks.Rejoin(aside, first)
+            made._handles.append(module.register_forward_pre_hook(rejoin, with_kwargs=True))
         if deep or layer == 0:
             enter = hooks.Enter(made.component, made.name, layer if deep else None, tokens=True)
             made._handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
@@ -469,6 +476,10 @@ def _put_among(made: Graft, modules: list[nn.Module]) -> None:
     # Before the hooks of earlier grafts: what was put in last lies innermost.
     strip = hooks.Strip(first, count)
     made._handles.append(modules[-1].register_forward_hook(strip, prepend=True))
+    for module in modules[:-1]:
+        set_aside = hooks.SetAside(aside, strip)
+        made._handles.append(module.register_forward_hook(set_aside, prepend=True))
+    _look_between(made, aside, strip)
     made._counting = tuple(  # rotary positions skip so many tokens
         inner
         for module in modules
@@ -477,6 +488,23 @@ def _put_among(made: Graft, modules: list[nn.Module]) -> None:
     )
     for inner in made._counting:
         inner.num_prefix_tokens += count  # type: ignore[operator, assignment]
+
+
+def _look_between(made: Graft, aside: hooks.Aside, strip: hooks.Strip) -> None:
+    """Watch for calls of the modules around that hand out what is between the blocks."""
+    parts = made.at[0].split(".")
+    for depth in range(len(parts)):
+        module = made.model.get_submodule(".".join(parts[:depth]))
+        if hasattr(type(module), "forward_intermediates"):
+            hooks.look_between(module, aside)
+            made._looking += ((module, aside),)
+        elif hasattr(module, "config"):
+            opening = hooks.Opening(aside)
+            made._handles.append(module.register_forward_pre_hook(opening, with_kwargs=True))
+            closing = hooks.Closing(opening, strip)
+            made._handles.append(
+                module.register_forward_hook(closing, prepend=True, always_call=True)
+            )
 
 
 def _put_in_front(made: Graft, anatomy: Anatomy, modules: list[nn.Module]) -> None:

@@ -3,7 +3,9 @@
 Shapes: B batch, N tokens, P tokens put in, D dim, H heads, K keys.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
+from functools import partial
 from inspect import signature
 from typing import Any
 
@@ -15,6 +17,8 @@ from learnables.errors import LearnablesError, ShapeError
 # What torch says of shapes that do not go together: sums, products, convolutions.
 _MISFITS = ("must match", "cannot be multiplied", "expected input", "normalized_shape")
 _MASKS = ("attention_mask", "attn_mask")
+_BETWEEN, _ASIDES = "forward_intermediates", "_learnables_asides"
+_AGAIN = ("grad_checkpointing", "is_gradient_checkpointing")  # of timm and of transformers
 
 
 @dataclass
@@ -38,14 +42,7 @@ class Enter:
             ShapeError: The module gets no tensor.
         """
         more = () if self.layer is None else (self.layer,)
-        if args:
-            return (self.through(args[0], *more), *args[1:]), kwargs
-        for key, value in kwargs.items():
-            if isinstance(value, Tensor):
-                return args, {**kwargs, key: self.through(value, *more)}
-        raise ShapeError(
-            "the module that is grafted gets no tensor", where=self.name, wanted="one input tensor"
-        )
+        return _with_first(args, kwargs, self.name, lambda x: self.through(x, *more))
 
     def through(self, x: Tensor, *more: int) -> Tensor:
         """(B, N, D) → what the component makes of it.
@@ -94,6 +91,184 @@ class Strip:
     def without(self, x: Tensor) -> Tensor:
         """(B, N + P, D) → (B, N, D)."""
         return torch.cat([x[:, : self.first], x[:, self.first + self.count :]], dim=1)
+
+
+# --- between the blocks --------------------------------------------------------------------------
+
+
+@dataclass
+class Aside:
+    """Where tokens wait between two blocks, while somebody looks at what is between them.
+
+    Feature maps and hidden states of inner blocks are then the sequences that the model knows. At
+    all other times the tokens stay in the sequence, which costs nothing.
+
+    Attributes:
+        name: The graft's.
+        looks: How many calls that look are running.
+        states: What waits.
+    """
+
+    name: str
+    looks: int = 0
+    states: Tensor | None = None
+
+    def open(self, module: nn.Module) -> None:
+        """A call of ``module`` begins that looks between its blocks.
+
+        Raises:
+            LearnablesError: Its blocks are to be computed again in backward: what waits would then
+                be of another block.
+        """
+        again = any(getattr(module, name, False) is True for name in _AGAIN)
+        if again and torch.is_grad_enabled():
+            raise LearnablesError(
+                "what is between checkpointed blocks cannot be handed out with tokens put in",
+                where=self.name,
+                found=f"{type(module).__qualname__} with gradient checkpointing",
+                wanted="hidden states or intermediates without it, or without gradients",
+                mend="with torch.no_grad(): …",
+            )
+        self.looks += 1
+
+    def close(self) -> None:
+        """It ended, or raised."""
+        self.looks -= 1
+        if not self.looks:
+            self.states = None
+
+
+@dataclass
+class SetAside:
+    """After a block that is not the last one: the tokens wait, where somebody looks."""
+
+    aside: Aside
+    strip: Strip
+
+    def __call__(self, module: nn.Module, args: Any, out: Any) -> Any:
+        """Called by torch after the forward; returns what comes out."""
+        if not self.aside.looks:
+            return None
+        x = out[0] if isinstance(out, tuple) else out
+        self.aside.states = x[:, self.strip.first : self.strip.first + self.strip.count]
+        return self.strip(module, args, out)
+
+
+@dataclass
+class Rejoin:
+    """Before a block that is not the first one: the tokens that waited are put in again."""
+
+    aside: Aside
+    first: int
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> Any:
+        """Called by torch before the forward; returns what the forward gets."""
+        states = self.aside.states
+        if states is None:
+            return None
+        self.aside.states = None
+        at = self.first
+
+        def joined(x: Tensor) -> Tensor:
+            return torch.cat([x[:, :at], states, x[:, at:]], dim=1)
+
+        return _with_first(args, kwargs, self.aside.name, joined)
+
+
+@dataclass
+class Opening:
+    """Before a model of transformers: whether this call is asked for what is between the blocks."""
+
+    aside: Aside
+    opened: list[bool] = field(default_factory=list)
+
+    def __call__(self, module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Called by torch before the forward.
+
+        Raises:
+            LearnablesError: A backbone makes a map of what goes into the first block, where the
+                tokens are already.
+        """
+        maps = getattr(module, "out_features", None)  # of backbones a list of names
+        maps = maps if isinstance(maps, (list, tuple)) else ()
+        if "stem" in maps:
+            raise LearnablesError(
+                "the stem's feature map cannot be handed out with tokens put in",
+                where=self.aside.name,
+                found=f"{type(module).__qualname__} with out_features={[*maps]}",
+                wanted="feature maps of blocks",
+                mend="out_features without 'stem'",
+            )
+        asked = kwargs.get("output_hidden_states")
+        if asked is None:
+            asked = getattr(module.config, "output_hidden_states", False)
+        # Backbones make feature maps of inner blocks, asked or not; a list asks for some states.
+        looks = asked not in (None, False) or bool(maps)
+        if looks:
+            self.aside.open(module)
+        self.opened.append(looks)
+
+
+@dataclass
+class Closing:
+    """After it, also where it raised."""
+
+    opening: Opening
+    strip: Strip
+
+    def __call__(self, module: nn.Module, args: Any, out: Any) -> Any:
+        """Called by torch after the forward; returns what comes out."""
+        if not (self.opening.opened and self.opening.opened.pop()):
+            return None
+        self.opening.aside.close()
+        # The first of the hidden states was taken of what the first block has got.
+        if isinstance(out, tuple):
+            return tuple(self.without(part) for part in out)
+        if not is_dataclass(out):
+            return None
+        kind: Any = type(out)
+        return kind(**{part.name: self.without(getattr(out, part.name)) for part in fields(out)})
+
+    def without(self, part: Any) -> Any:
+        """The states of all blocks and of what went into the first one, which lacks the tokens."""
+        if not isinstance(part, tuple) or len(part) < 2:
+            return part
+        first, second = part[:2]
+        states = isinstance(first, Tensor) and isinstance(second, Tensor) and first.ndim == 3
+        if not states or first.shape[1] == second.shape[1]:
+            return part
+        return (self.strip.without(first), *part[1:])
+
+
+def look_between(module: nn.Module, aside: Aside) -> None:
+    """Let ``module.forward_intermediates``, as timm's models have it, hand out what it knows."""
+    asides = module.__dict__.setdefault(_ASIDES, [])
+    asides.append(aside)
+    # In the module's own __dict__: copied, pickled and moved with it.
+    module.__dict__[_BETWEEN] = partial(_between, module)
+
+
+def look_no_more(module: nn.Module, aside: Aside) -> None:
+    """Undo `look_between`."""
+    asides = module.__dict__[_ASIDES]
+    asides.remove(aside)
+    if not asides:
+        del module.__dict__[_ASIDES], module.__dict__[_BETWEEN]
+
+
+def _between(module: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    opened: list[Aside] = []
+    try:
+        for aside in module.__dict__[_ASIDES]:
+            aside.open(module)
+            opened.append(aside)
+        return getattr(type(module), _BETWEEN)(module, *args, **kwargs)
+    finally:
+        for aside in opened:
+            aside.close()
+
+
+# --- masks and biases ----------------------------------------------------------------------------
 
 
 @dataclass
@@ -406,6 +581,24 @@ def _through(hook: Enter | Leave | Front, x: Tensor, *more: int) -> Tensor:
             mend="build the component with the dim of the model",
         ) from error
     return out
+
+
+def _with_first(
+    args: tuple[Any, ...], kwargs: dict[str, Any], name: str, change: Callable[[Tensor], Tensor]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments with their first tensor changed.
+
+    Raises:
+        ShapeError: There is none.
+    """
+    if args:
+        return (change(args[0]), *args[1:]), kwargs
+    for key, value in kwargs.items():
+        if isinstance(value, Tensor):
+            return args, {**kwargs, key: change(value)}
+    raise ShapeError(
+        "the module that is grafted gets no tensor", where=name, wanted="one input tensor"
+    )
 
 
 def check_width(name: str, ours: Tensor, theirs: object, width: int) -> None:
