@@ -36,6 +36,11 @@ MATRIX_OWNERS = (
 WRAPPER_PREFIXES = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
+def dtype_name(dtype: torch.dtype) -> str:
+    """``"bfloat16"``, as one says it, without the ``torch.`` in front."""
+    return str(dtype).removeprefix("torch.")
+
+
 def is_convolution(module: object) -> bool:
     """Whether torch's own convolution, of any number of dimensions, or a subclass of it."""
     return isinstance(module, conv._ConvNd)

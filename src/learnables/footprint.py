@@ -21,11 +21,10 @@ from learnables.errors import LearnablesError
 from learnables.launch import (
     STRATEGIES,
     Strategy,
-    islands_of,
+    gathered_apart,
     make_ready_,
     placement_for,
     require_sendable,
-    units_of,
 )
 
 _Stepper: TypeAlias = tuple[type[Optimizer], dict[str, Any]]
@@ -165,8 +164,7 @@ def _groups(
     model: nn.Module, walk: Sequence[Entry], units: Sequence[str] | None
 ) -> list[list[Entry]]:
     """The root's own parameters, then those of each unit."""
-    whole = units_of(model, units)
-    insides = [{id(m) for m in unit.modules()} for unit in (*islands_of(model, whole), *whole)]
+    insides = [{id(m) for m in unit.modules()} for unit in gathered_apart(model, units)]
     groups: list[list[Entry]] = [[] for _ in range(len(insides) + 1)]
     for entry in walk:
         homes = (i for i, inside in enumerate(insides, 1) if id(entry.places[0].owner) in inside)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from learnables._torch import end_process_group, is_dtensor, is_uninitialised
+from learnables._torch import dtype_name, end_process_group, is_dtensor, is_uninitialised
 from learnables.arguments import require_choice, require_names
 from learnables.auditing.memory import checksum
 from learnables.auditing.report import Report
@@ -401,8 +401,7 @@ def shard_(
         there = callable(getattr(model, method, None))
         _require(there, "the model has no such method", method, "a method of the model")
     require_sendable(model, "fsdp2")
-    whole = units_of(model, units)
-    whole = [*islands_of(model, whole), *whole]
+    whole = gathered_apart(model, units)
     make_ready_(model)
     if mesh is None:
         mesh = init_device_mesh(_device_type(model), (torch.distributed.get_world_size(),))
@@ -430,6 +429,17 @@ def placement_for(shape: Sequence[int], parts: int) -> "Shard":
     by_length = sorted(range(1, len(shape)), key=lambda dim: -shape[dim])
     fair = (dim for dim in (0, *by_length) if shape[dim] and shape[dim] % parts == 0)
     return Shard(next(fair, 0))
+
+
+def gathered_apart(model: nn.Module, patterns: Sequence[str] | None = None) -> list[nn.Module]:
+    """What FSDP2 gathers one at a time: the islands of another dtype, then the units around them.
+
+    Raises:
+        LearnablesError: An island shares its module with others, or has names outside of it.
+        SelectionError: A glob picks nothing.
+    """
+    units = units_of(model, patterns)
+    return [*islands_of(model, units), *units]
 
 
 def units_of(model: nn.Module, patterns: Sequence[str] | None = None) -> list[nn.Module]:
@@ -521,7 +531,7 @@ def islands_of(model: nn.Module, units: Sequence[nn.Module]) -> list[nn.Module]:
                 raise LearnablesError(
                     "a parameter is stored in another dtype than what FSDP2 gathers with it",
                     where=entry.name,
-                    found=f"{_short(entry.dtype)}; its group is {_short(usual)}",
+                    found=f"{dtype_name(entry.dtype)}; its group is {dtype_name(usual)}",
                     wanted="one dtype, or a module of its own, such as ln.nn.LayerScale",
                     mend=f"ln.annotate(model, {entry.name!r}, storage_dtype={usual})",
                 )
@@ -545,14 +555,10 @@ def require_sendable(model: nn.Module, strategy: Strategy) -> None:
             raise LearnablesError(
                 "a parameter in 8 bits cannot be sent from rank to rank, nor its gradient summed",
                 where=entry.name,
-                found=f"{_short(entry.dtype)}, strategy={strategy!r}",
+                found=f"{dtype_name(entry.dtype)}, strategy={strategy!r}",
                 wanted="16 bits or more; rounding='stochastic' takes nothing beyond them",
                 mend=f"ln.annotate(model, {entry.name!r}, storage_dtype=torch.bfloat16)",
             )
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def make_ready_(model: nn.Module) -> None:

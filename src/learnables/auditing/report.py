@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, final
 
+from learnables._torch import dtype_name
 from learnables.auditing import writers
 from learnables.auditing.evidence import Amount, Evidence
 from learnables.auditing.rule import SEVERITIES, Finding
@@ -206,7 +207,7 @@ def parameter_rows(evidence: Evidence) -> list[ParameterRow]:
             ParameterRow(
                 name=entry.name,
                 shape=tuple(entry.shape) if evidence.has_shape(entry) else (),
-                dtype=str(entry.dtype).removeprefix("torch."),
+                dtype=dtype_name(entry.dtype),
                 trainable=entry.trainable,
                 groups=len(evidence.groups_of(entry)),
                 value_before=value,

@@ -8,6 +8,7 @@ from typing import final
 
 from torch import nn
 
+from learnables._torch import dtype_name
 from learnables.arguments import require_text
 from learnables.errors import SelectionError
 from learnables.policy.resolve import Plan, Policy, resolve
@@ -96,7 +97,7 @@ class Inventory:
             table.add_row(
                 Text(name),
                 "×".join(map(str, entry.shape)) or "()",
-                str(entry.dtype).removeprefix("torch."),
+                dtype_name(entry.dtype),
                 plan.kind.name,
                 _say_decay(plan),
                 "frozen" if not entry.trainable else f"×{plan.lr_scale:g}",

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from learnables._torch import tensors_in
+from learnables._torch import dtype_name, tensors_in
 from learnables.entries import entries
 
 _OUTSIDE = (str(Path(__file__).parents[1]), str(Path(torch.__file__).parent))
@@ -75,7 +75,7 @@ class Promotion:
     def __str__(self) -> str:
         """One line: parameter, call, place, cost."""
         where = f" in {self.module}" if self.module else ""
-        low = str(self.low).removeprefix("torch.")
+        low = dtype_name(self.low)
         return (
             f"{self.parameter}: {self.how} float32 of {low} by {self.op}{where}, "
             f"shape {self.shape}, +{self.bytes:,} bytes  {self.location}"

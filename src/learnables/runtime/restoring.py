@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from learnables._torch import (
     distribute_like,
+    dtype_name,
     gather,
     is_dtensor,
     storage_key,
@@ -332,7 +333,7 @@ def _mend(missing: Sequence[str], unexpected: Sequence[str], path: Path) -> str:
 
 
 def _typed(x: object) -> str:
-    return str(x.dtype).removeprefix("torch.") if isinstance(x, Tensor) else type(x).__name__
+    return dtype_name(x.dtype) if isinstance(x, Tensor) else type(x).__name__
 
 
 def _same_kind(a: object, b: object) -> bool:

@@ -21,7 +21,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from learnables._torch import is_dtensor, local, rank_and_world, sharded_as
+from learnables._torch import dtype_name, is_dtensor, local, rank_and_world, sharded_as
 from learnables.collectives import gather_texts
 from learnables.errors import CheckpointError
 from learnables.runtime.atomic import sync_folder
@@ -77,7 +77,7 @@ def write_shards(path: Path, shards: Mapping[str, Tensor]) -> dict[str, Any]:
     return {
         "folder": name,
         "files": {file: facts for files, _ in everyones for file, facts in files.items()},
-        "tensors": {key: [_word(x.dtype), list(x.shape)] for key, x in shards.items()},
+        "tensors": {key: [dtype_name(x.dtype), list(x.shape)] for key, x in shards.items()},
     }
 
 
@@ -131,10 +131,6 @@ def _crc32(file: Path) -> int:
         while chunk := stream.read(_CHUNK):
             total = zlib.crc32(chunk, total)
     return total
-
-
-def _word(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 # --- read ----------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from learnables._torch import without_wrappers
+from learnables._torch import dtype_name, without_wrappers
 from learnables.auditing.evidence import Evidence, Stage
 from learnables.auditing.rule import Finding, rule
 from learnables.auditing.rules.copy_is_an_alias import tensors_of
@@ -81,7 +81,7 @@ def average_lost_in_rounding(evidence: Evidence) -> Iterator[Finding]:
         if not average.is_updated or stuck < _SHARE * behind or not stuck:
             continue
         worst = max(average.parts, key=lambda part: int(part.stuck.sum()))
-        dtype = str(worst.copied.dtype).removeprefix("torch.")
+        dtype = dtype_name(worst.copied.dtype)
         unit = float(half_unit(worst.copied, MANTISSA[worst.copied.dtype]).max())
         yield Finding(
             what=f"an averaged copy in {dtype} does not follow its parameters",

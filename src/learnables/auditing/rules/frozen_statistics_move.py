@@ -8,7 +8,7 @@ from learnables.auditing.evidence import Evidence, Stage
 from learnables.auditing.rule import Finding, rule
 
 
-@rule("LRN711", needs=Stage.STEP, severity="warning")
+@rule("LRN711", needs=Stage.STEP, severity="note")
 def frozen_statistics_move(evidence: Evidence) -> Iterator[Finding]:
     """A frozen norm in training mode, whose running mean and variance follow every batch.
 
@@ -17,7 +17,8 @@ def frozen_statistics_move(evidence: Evidence) -> Iterator[Finding]:
     `requires_grad_(False)` stops the optimizer, not the forward: in training mode a BatchNorm
     normalises by the batch and moves its running statistics toward it. The frozen part computes
     something else after each step, in evaluation other than in training, and the change is in the
-    checkpoint but in no delta file.
+    checkpoint but in no delta file. A note, since some mean it; a warning where
+    `ln.Intent(frozen=…)` names the module.
 
     ## Example
 
@@ -42,6 +43,7 @@ def frozen_statistics_move(evidence: Evidence) -> Iterator[Finding]:
 
     The statistics are meant to adapt to the new data.
     """
+    declared = evidence.intent.frozen
     roots = {"": evidence.model, **evidence.modules}
     for prefix, root in roots.items():
         for path, module in root.named_modules():
@@ -57,6 +59,7 @@ def frozen_statistics_move(evidence: Evidence) -> Iterator[Finding]:
                     found=f"{type(module).__name__} in training mode, no parameter of it trains",
                     wanted="evaluation mode, where running_mean and running_var stay as they are",
                     mend=_mend(module, path) if root is evidence.model else "",
+                    severity="warning" if any(means(p, name) for p in declared) else None,
                 )
 
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
+from learnables._torch import dtype_name
 from learnables.auditing.evidence import Evidence, Stage
 from learnables.auditing.rule import Finding, rule
 
@@ -54,6 +55,6 @@ def integer_parameter(evidence: Evidence) -> Iterator[Finding]:
             yield Finding(
                 what="a Parameter of an integer dtype can never train",
                 where=list(entry.names),
-                found=str(p.dtype).removeprefix("torch."),
+                found=dtype_name(p.dtype),
                 wanted="a floating dtype, or a buffer",
             )

@@ -3,6 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator
 
+from learnables._torch import dtype_name
 from learnables.auditing.evidence import Evidence, Stage
 from learnables.auditing.rule import Finding, rule
 from learnables.runtime.precision import Promotion
@@ -84,7 +85,7 @@ def promoted_by_a_parameter(evidence: Evidence) -> Iterator[Finding]:
         made = [one for one in found if one.how == "made"]
         if entry is None or not made:
             continue
-        low = str(made[0].low).removeprefix("torch.")
+        low = dtype_name(made[0].low)
         size = sum(one.bytes for one in found) // max(evidence.iterations, 1)
         yield Finding(
             what="a parameter makes activations float32",

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from learnables._torch import dtype_name
 from learnables.auditing.evidence import Evidence, Look, Phase, Stage
 from learnables.auditing.rule import Finding, rule
 
@@ -83,7 +84,7 @@ def turns_non_finite(evidence: Evidence) -> Iterator[Finding]:
                 break  # the gradient brought it
             phase = next((p for p in BLAMED if _is_bad(look, p)), None)
             if phase is not None:
-                dtype = str(entry.dtype).removeprefix("torch.")
+                dtype = dtype_name(entry.dtype)
                 size = f", gradient up to {look.gradient.absmax:.1e}" if look.gradient else ""
                 yield Finding(
                     what=f"{BLAMED[phase]} NaN or infinity into a parameter",

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from learnables._torch import dtype_name
 from learnables.auditing.evidence import Evidence, Look, Stage
 from learnables.auditing.rule import Finding, rule
 from learnables.entries import Entry
@@ -81,7 +82,7 @@ def update_lost_in_rounding(evidence: Evidence) -> Iterator[Finding]:
         share = float(stuck.float().mean())
         if share < _SHARE:
             continue
-        dtype = str(entry.dtype).removeprefix("torch.")
+        dtype = dtype_name(entry.dtype)
         yield Finding(
             what="steps are smaller than what the parameter's dtype can add",
             where=list(entry.names),
