@@ -91,6 +91,20 @@ def test_dead_and_frozen_are_told_apart(tmp_path):
     assert {(a.kind, a.name) for a in alarms} == {("dead", "second.bias"), ("frozen", "shift")}
 
 
+@pytest.mark.parametrize("when", [0, 4])
+def test_what_is_frozen_on_purpose_is_not_dead_though_its_optimizer_holds_it(tmp_path, when):
+    """As where the backbone is frozen and the optimizer was given ``model.parameters()``."""
+    model = Model()
+    optimizer = adam(model)
+    model.first.requires_grad_(when > 0)
+
+    def after(step):
+        if step == when:
+            model.first.requires_grad_(False)
+
+    assert train(tmp_path, model, optimizer, steps=20, after=after) == []
+
+
 def test_updates_lost_in_bfloat16_are_seen(tmp_path):
     model = Model()
     model.shift.data = torch.full((4,), 100.0, dtype=torch.bfloat16)

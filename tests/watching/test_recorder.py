@@ -432,6 +432,45 @@ def test_a_training_without_values_ends_the_watch_only(tmp_path, fake):
     assert "values" in str(watcher.failed)
 
 
+class Marked(torch.Tensor):
+    """A subclass of tensor whose memory is its own."""
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks are implicitly disabled")
+@pytest.mark.parametrize(
+    ("value", "count"),
+    [
+        (torch.ones(3).as_subclass(Marked), 3),
+        (torch.eye(3).to_sparse(), 3),
+        (torch.ones(6)[::2], 3),
+        (torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last), 96),
+        (torch.ones(0, 3), 0),
+        (torch.tensor(2.0), 1),
+        (torch.ones(3, dtype=torch.complex128), 6),
+    ],
+    ids=["subclass", "COO", "strided", "channels_last", "empty", "0-dim", "complex"],
+)
+def test_a_parameter_of_any_kind_is_read_with_its_gradient_and_its_update(tmp_path, value, count):
+    model = nn.Module()
+    model.odd, model.plain = nn.Parameter(value.clone()), nn.Parameter(torch.ones(2))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.25)
+    with ln.watch(model, optimizer, every=1, to=tmp_path, budget=None) as watcher:
+        for _ in range(2):
+            optimizer.zero_grad()
+            sparse = model.odd.layout is not torch.strided
+            total = torch.sparse.sum(model.odd) if sparse else (model.odd * model.odd.conj()).sum()
+            (total.real + model.plain.sum()).backward()
+            optimizer.step()
+    assert watcher.failed is None
+    for o in watcher.run().observations:
+        for quantity in ("weight", "gradient", "update"):
+            assert o.rows[quantity].moments["count"].tolist() == [count, 2]
+    if count:
+        first = watcher.run().observations[0]
+        step = first.rows["update"].norm[0] / first.rows["gradient"].norm[0]
+        assert step == pytest.approx(0.25)
+
+
 def test_a_sparse_gradient_is_read(tmp_path):
     model = nn.Embedding(10, 4, sparse=True)
     optimizer = torch.optim.SparseAdam(model.parameters())

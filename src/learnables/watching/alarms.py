@@ -34,6 +34,7 @@ class Sign:
         found: Observation and row → what is seen.
         wanted: What would have been expected.
         mend: What to type; ``{name}`` is the parameter.
+        of_frozen: Whether it is also a sign where no gradient is asked for.
     """
 
     kind: str
@@ -43,6 +44,7 @@ class Sign:
     found: Callable[[Observation, int], str]
     wanted: str
     mend: str = ""
+    of_frozen: bool = True
 
 
 def _trains(o: Observation) -> Array:
@@ -92,6 +94,7 @@ SIGNS = (
         lambda o, i: "a gradient of zeros, or none, in 5 looks in a row",
         "a gradient in at least one of them",
         "print(ln.audit(model, optimizer, step))",
+        of_frozen=False,
     ),
     Sign(
         "frozen",
@@ -172,9 +175,14 @@ def _half(o: Observation) -> Array:
 
 @final
 class Judge:
-    """Call it with each observation in turn; it yields what is new and wrong."""
+    """Call it with each observation in turn; it yields what is new and wrong.
+
+    Attributes:
+        frozen: Names of parameters that ask for no gradient, though an optimizer holds them.
+    """
 
     def __init__(self) -> None:
+        self.frozen: frozenset[str] = frozenset()
         self._names: tuple[str, ...] = ()
         self._first: Observation | None = None
         self._row: dict[str, Array] = {}
@@ -200,9 +208,10 @@ class Judge:
         self._last_step = o.step
         if o.skipped or "update" not in o.rows:
             return
+        asked = np.array([name not in self.frozen for name in o.names], bool)
         with np.errstate(invalid="ignore"):
             for sign in SIGNS:
-                shown = sign.test(o, self._first)
+                shown = sign.test(o, self._first) & (asked | sign.of_frozen)
                 row = self._row[sign.kind] = np.where(shown, self._row[sign.kind] + 1, 0)
                 for i in np.flatnonzero(row == sign.patience):
                     yield from self._tell(

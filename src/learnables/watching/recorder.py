@@ -706,6 +706,7 @@ class Watcher:
             key: _Held([e for e in found if e.param in mine]) for key, mine in holds.items()
         }
         self._rest = [e for e in found if e.param not in held]
+        self._judge.frozen = frozenset(e.name for e in found if not e.trainable)
         device = found[0].param.device
         self._sentinel = Sentinel(len(found), device, self._shared)
 
