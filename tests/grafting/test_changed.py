@@ -165,6 +165,23 @@ def test_of_two_grafts_the_first_is_merged_first():
     assert type(model.blocks[0].linear1) is nn.Linear
 
 
+def test_of_two_grafts_on_one_parameter_the_last_is_removed_first():
+    model, x = Stack(), torch.randn(2, 5, 3)
+    before = model(x)
+    first = ln.graft(model, "first", Plus(16, 8), "blocks.0.linear1.weight")
+    second = ln.graft(model, "second", ln.nn.LayerScale(8, 0.5), "blocks.0.linear1.weight")
+    elsewhere = ln.graft(model, "elsewhere", Plus(16, 8), "blocks.1.linear1.weight")
+    out = model(x)
+    with pytest.raises(LearnablesError, match="remove 'second', then 'first'"):
+        first.remove()
+    assert torch.equal(model(x), out)
+    assert [g.name for g in grafts_of(model)] == ["first", "second", "elsewhere"]
+    second.remove()
+    first.remove()
+    elsewhere.remove()
+    assert torch.equal(model(x), before)
+
+
 class Coder(nn.Module):
     def __init__(self):
         super().__init__()

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from learnables.entries import entries
-from learnables.errors import LearnablesError, SelectionError
+from learnables.errors import ArgumentError, LearnablesError, SelectionError
 from learnables.integrations.architectures import LIBRARIES
 from learnables.integrations.sweep import run_sweep, sweep
 from learnables.policy.groups import param_groups
@@ -58,6 +58,17 @@ def test_the_exit_code_and_the_formats(capsys, tmp_path):
         run_sweep("timm", ["vit_tinny*"])
     with pytest.raises(LearnablesError, match="no such format"):
         run_sweep("timm", format="yaml")
+
+
+def test_one_glob_is_one_and_what_is_none_is_refused():
+    assert sweep("timm", "xcit_nano_12_p8_224").audited == ["xcit_nano_12_p8_224"]
+    with pytest.raises(ArgumentError, match="where: patterns"):
+        sweep("timm", [3])
+    with pytest.raises(ArgumentError, match="where: decay"):
+        sweep("timm", "xcit_nano_12_p8_224", decay="yes")
+    for wrong in (None, ["timm"], "Timm"):
+        with pytest.raises(LearnablesError, match="timm, transformers"):
+            sweep(wrong)
 
 
 @pytest.mark.slow

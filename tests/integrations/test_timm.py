@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 import learnables as ln
+from learnables.grafting import unfreeze
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "num_heads": 3, "num_classes": 10}
 
@@ -154,3 +155,37 @@ def test_an_average_of_timm_that_rounds_away_is_found_and_in_float32_it_is_not(
     report = ln.audit(model, optimizer, step)
     assert ("LRN642" in report.codes) is not wide, report
     assert not wide or not report.findings, report
+
+
+@pytest.mark.parametrize("name", ["resnet18", "efficientnet_b0"])
+def test_of_a_frozen_network_no_parameter_and_no_statistic_moves(name: str) -> None:
+    import timm
+
+    torch.manual_seed(0)
+    model = timm.create_model(name, num_classes=4)
+    ln.train_only(model, ["fc.*"] if name == "resnet18" else ["classifier.*"])
+    optimizer = torch.optim.SGD(ln.param_groups(model, lr=0.1))
+    images, labels = torch.randn(4, 3, 32, 32) + 3, torch.arange(4)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def step() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(model.train()(images), labels)
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    for _ in range(2):
+        step()
+    after = model.state_dict()
+    moved = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert {key.split(".")[0] for key in moved} == {"fc" if name == "resnet18" else "classifier"}
+    report = ln.audit(model, optimizer, step, steps=2)
+    assert report.ok, report
+    assert "LRN711" not in report.codes
+    unfreeze(model)
+    model.requires_grad_(False)  # alone it does not hold what averages
+    model.get_classifier().requires_grad_(True)
+    step()
+    after = model.state_dict()
+    assert any("running" in key for key in before if not torch.equal(before[key], after[key]))

@@ -1,5 +1,7 @@
 """The Trainer with our callback and groups; parameters of ours through transformers' files."""
 
+import copy
+import pickle
 import re
 from pathlib import Path
 from typing import Any
@@ -336,3 +338,25 @@ def test_rates_fall_from_stage_to_stage_where_there_are_stages() -> None:
     ]
     found = [{rate for name, rate in rates.items() if name.startswith(front)} for front in fronts]
     assert found == [{0.5**depth} for depth in (6, 5, 4, 3, 2, 1, 0, 0)]
+
+
+# --- freezing ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stays", ["statistics", "eval"])
+def test_dropout_of_a_frozen_encoder_is_on_or_off_as_it_is_asked(stays: str) -> None:
+    from transformers import ViTForImageClassification
+
+    torch.manual_seed(0)
+    options = config()
+    options.hidden_dropout_prob = options.attention_probs_dropout_prob = 0.5
+    model = ViTForImageClassification(options)
+    ln.graft(model, "prompts", ln.nn.Prompts(2, 24, prefix=1))
+    ln.train_only(model, ["prompts.*", "classifier.*"], stays=stays)
+    x = torch.randn(2, 3, 16, 16)
+    for one in (model, copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        one.train()
+        assert one.prompts.training
+        assert one.classifier.training
+        same = torch.equal(one(x).logits, one(x).logits)
+        assert same == (stays == "eval")

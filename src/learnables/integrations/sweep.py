@@ -10,6 +10,7 @@ from typing import Any, final
 
 from torch import nn
 
+from learnables.arguments import require_flag, require_text
 from learnables.auditing.command import checked
 from learnables.auditing.run import audit
 from learnables.auditing.settings import read_settings
@@ -90,7 +91,7 @@ class Sweep:
 
 def sweep(
     library: str,
-    patterns: Sequence[str] = (),
+    patterns: str | Sequence[str] = (),
     *,
     decay: bool = False,
     select: Sequence[str] | None = None,
@@ -100,7 +101,7 @@ def sweep(
 
     Args:
         library: ``"timm"`` or ``"transformers"``.
-        patterns: Globs over names; for timm two models of each module when empty.
+        patterns: A glob over names, or several; for timm two models of each module when empty.
         decay: Compare the library's own optimizer groups with `ln.param_groups` too.
         select: Codes or names of rules, as in `ln.audit`.
         ignore: Likewise.
@@ -110,13 +111,18 @@ def sweep(
 
     Raises:
         MissingExtraError: The library is not installed.
+        ArgumentError: A pattern is no text, or ``decay`` neither True nor False.
         SelectionError: No name fits.
         LearnablesError: There is no such library.
     """
-    if library not in LIBRARIES:
+    if not isinstance(library, str) or library not in LIBRARIES:
         raise LearnablesError(
             "this library is unknown", found=repr(library), wanted=", ".join(LIBRARIES)
         )
+    patterns = (patterns,) if isinstance(patterns, str) else tuple(patterns)
+    for pattern in patterns:
+        require_text(pattern, "patterns")
+    require_flag(decay, "decay")
     known = LIBRARIES[library]()
     seen = Sweep(library)
     differing: defaultdict[tuple[str, str, str, str], list[tuple[str, str]]] = defaultdict(list)
