@@ -17,6 +17,8 @@ import learnables
 from learnables._torch import end_process_group
 
 torch.set_num_threads(1)
+# Else the first torch.compile starts a pool of processes, which are seen as left behind.
+os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 _NAMES = {"torch": torch, "nn": nn, "ln": learnables}
 
 

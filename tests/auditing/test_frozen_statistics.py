@@ -95,6 +95,24 @@ def test_frozen_and_handed_to_the_optimizer_all_the_same_is_named():
     assert list(finding.where) == ["0.1.running_mean"]
 
 
+@pytest.mark.parametrize(("frozen", "severity"), [([], "note"), (["0.*"], "warning")])
+def test_it_is_a_warning_where_the_module_was_meant_to_stay(frozen, severity):
+    model = net()
+    model[0].requires_grad_(False)
+    optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
+
+    def step():
+        optimizer.zero_grad()
+        loss = model(torch.randn(16, 4)).square().mean()
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    intent = ln.Intent(frozen=frozen)
+    (finding,) = ln.audit(model, optimizer, step=step, intent=intent, select=["LRN711"]).findings
+    assert finding.severity == severity
+
+
 def test_what_freeze_and_train_only_do_passes():
     model = net()
     ln.freeze(model, "0.*")

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from learnables.auditing.evidence import Evidence, Stage
+from learnables.auditing.intent import means
 from learnables.auditing.rule import Finding, rule
 
 
