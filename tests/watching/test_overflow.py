@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import learnables as ln
-from learnables.errors import LearnablesError
+from learnables.errors import LearnablesError, LearnablesWarning
 from learnables.watching import Run
 from learnables.watching.gradient import Consumption
 from learnables.watching.sentinel import Sentinel, overflows
@@ -238,6 +238,33 @@ def test_the_page_says_whose_gradients_made_the_scaler_skip(tmp_path):
         train(model, optimizers, scaler)  # of those that are watched none is to blame
     assert set(Run(tmp_path / "frozen").overflows.values()) == {()}
     ln.write_html(tmp_path / "frozen", tmp_path / "page.html")
+
+
+@pytest.mark.parametrize("name", ["before", "overflow", "unscaled", "take"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bug_of_ours_around_a_scaler_ends_the_watch_only(name, kind, tmp_path, monkeypatch):
+    """Bit for bit, the loss scale included, though the scaler's own methods are wrapped."""
+
+    def trained(watched):
+        model, scaler = Model(), scaling()
+        optimizers = made(kind, model)
+        if watched:
+            watcher = ln.watch(model, optimizers, 3, tmp_path, budget=None, scaler=scaler)
+        train(model, optimizers, scaler, clip=1.0)
+        if watched:
+            watcher.close()
+            assert isinstance(watcher.failed, ZeroDivisionError)
+            assert not {"step", "unscale_"} & vars(scaler).keys()
+        return [*model.parameters(), torch.tensor(scaler.get_scale())]
+
+    wanted = trained(False)
+    monkeypatch.setattr(Sentinel, name, lambda *_, **__: 1 // 0)
+    if name == "overflow" and kind == "fused":
+        monkeypatch.setattr("learnables.watching.governor.Governor.watches", lambda *_: False)
+    with pytest.warns(LearnablesWarning, match="watching has failed") as caught:
+        found = trained(True)
+    assert len(caught) == 1
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
 
 
 class Stranger:
