@@ -285,6 +285,33 @@ def test_a_width_that_does_not_fit_tells_both_shapes():
         graft(Stack(), "deep", ln.nn.DeepPrompts(2, 3, 8), "blocks.*")
 
 
+def test_a_component_in_another_dtype_is_told_how_to_be_cast():
+    model, x = Stack().double(), torch.randn(2, 5, 3).double()
+    handle = graft(model, "front", nn.Linear(3, 3), "", where="input")
+    with pytest.raises(LearnablesError, match=r"where: front[\s\S]*torch.float32") as error:
+        model(x)
+    eval(error.value.mend, {"torch": torch, "component": handle.component})
+    assert model(x).dtype == torch.float64
+
+
+OTHERS = ("front", "delta", "second", "user's own")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in (*GRAFTS, *SEEN) if kind not in OTHERS])
+def test_components_of_ours_are_at_home_in_any_dtype(kind):
+    model, x = (Seer(), seen()) if kind in SEEN else (Stack(), torch.randn(2, 5, 3))
+    component, at, where = {**GRAFTS, **SEEN}[kind]()
+    graft(model.bfloat16(), "extra", moved(component), at, where=where)
+    assert model(x.bfloat16()).dtype == torch.bfloat16
+
+
+def test_a_component_that_does_not_fit_its_parameter_tells_both_shapes():
+    model = Stack()
+    graft(model, "delta", Plus(8, 8), "blocks.0.linear1.weight")
+    with pytest.raises(ShapeError, match=r"a \(8, 2\), b \(2, 8\)[\s\S]*shape \(16, 8\)"):
+        model(torch.randn(2, 5, 3))
+
+
 def compiled_inside(model):
     model.blocks[1] = torch.compile(model.blocks[1], backend="eager")
     return model

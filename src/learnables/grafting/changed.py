@@ -15,6 +15,7 @@ from torch.utils.hooks import RemovableHandle
 
 from learnables._torch import in_backward
 from learnables.errors import LearnablesError
+from learnables.grafting.hooks import misfit
 from learnables.sharing.descriptors import dress
 
 _CHANGES = "_learnables_changes"
@@ -109,6 +110,11 @@ def _through(components: list[nn.Module], value: Tensor, name: str) -> Tensor:
         raise LearnablesError(
             "a component on a parameter failed", where=name, found=f"AttributeError: {error}"
         ) from error
+    except RuntimeError as error:
+        known = misfit(error, component, name, value)
+        if known is None:
+            raise
+        raise known from error
     return value
 
 

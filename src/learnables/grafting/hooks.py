@@ -16,6 +16,7 @@ from learnables.errors import LearnablesError, ShapeError
 
 # What torch says of shapes that do not go together: sums, products, convolutions.
 _MISFITS = ("must match", "cannot be multiplied", "expected input", "normalized_shape")
+_MIXED = ("same dtype", "expected scalar type", "should be the same")  # and of dtypes
 _MASKS = ("attention_mask", "attn_mask")
 _BETWEEN, _ASIDES = "forward_intermediates", "_learnables_asides"
 _AGAIN = ("grad_checkpointing", "is_gradient_checkpointing")  # of timm and of transformers
@@ -570,17 +571,44 @@ def _through(hook: Enter | Leave | Front, x: Tensor, *more: int) -> Tensor:
     try:
         out: Tensor = hook.component(x, *more)
     except RuntimeError as error:
-        if not any(says in str(error) for says in _MISFITS):
+        known = misfit(error, hook.component, hook.name, x)
+        if known is None:
             raise
-        shapes = ", ".join(f"{n} {tuple(p.shape)}" for n, p in hook.component.named_parameters())
-        raise ShapeError(
+        raise known from error
+    return out
+
+
+def misfit(
+    error: RuntimeError, component: nn.Module, name: str, x: Tensor
+) -> LearnablesError | None:
+    """What torch says when ``x`` goes through ``component``, by their names; None of other errors.
+
+    Args:
+        error: What was raised.
+        component: The component.
+        name: The graft's, or the parameter's.
+        x: What went through it.
+    """
+    kind, said = type(component).__qualname__, str(error)
+    if any(says in said for says in _MISFITS):
+        shapes = ", ".join(f"{n} {tuple(p.shape)}" for n, p in component.named_parameters())
+        return ShapeError(
             "the component does not fit what goes through it",
-            where=hook.name,
-            found=f"{type(hook.component).__qualname__} with {shapes}",
+            where=name,
+            found=f"{kind} with {shapes}",
             wanted=f"parameters that fit a tensor of shape {tuple(x.shape)}",
             mend="build the component with the dim of the model",
-        ) from error
-    return out
+        )
+    dtypes = {param.dtype for param in component.parameters()} - {x.dtype}
+    if dtypes and any(says in said for says in _MIXED):
+        return LearnablesError(
+            "the component has another dtype than what goes through it",
+            where=name,
+            found=f"{kind} in {', '.join(sorted(map(str, dtypes)))}",
+            wanted=f"parameters in {x.dtype}, or a component that casts",
+            mend=f"component.to({x.dtype})",
+        )
+    return None
 
 
 def _with_first(
