@@ -1,11 +1,15 @@
 """What kind of file it is, is told from more than its first byte."""
 
+import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save
+from torch import nn
 
+import learnables as ln
 from learnables.errors import CheckpointError
 from learnables.runtime.reading import read_state
 
@@ -29,3 +33,16 @@ def test_a_pickle_whose_ninth_byte_is_a_brace_is_still_one(tmp_path):
     (tmp_path / "last.pt").write_bytes(raw[:8] + b"{" + raw[8:])
     with pytest.raises(CheckpointError):
         read_state(tmp_path / "last.pt")
+
+
+def test_what_is_there_instead_of_a_file_is_said(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path, found in (
+        (tmp_path, "a folder"),
+        (tmp_path / "pipe", "no plain file"),
+        (tmp_path / "nothing", "no such file"),
+    ):
+        for read in (read_state, lambda path: ln.load_checkpoint(path, nn.Linear(1, 1))):
+            with pytest.raises(CheckpointError, match="there is no checkpoint") as error:
+                read(path)
+            assert error.value.found == found

@@ -18,7 +18,7 @@ from torch import Tensor
 from learnables._torch import storage_key
 from learnables.errors import CheckpointError
 from learnables.runtime.checkpoint import read_checkpoint
-from learnables.runtime.untrusted import header_text, looks_like
+from learnables.runtime.untrusted import header_text, instead_of_a_file, looks_like
 
 DELTA = "learnables_delta"
 """Key of the header under which a delta says what went where; see `ln.save_delta`."""
@@ -89,7 +89,10 @@ def read_state(path: str | Path) -> StateFile:
     path = Path(path)
     if not path.is_file():
         raise CheckpointError(
-            "there is no checkpoint", where=str(path), wanted="a safetensors or torch.save file"
+            "there is no checkpoint",
+            where=str(path),
+            found=instead_of_a_file(path),
+            wanted="a safetensors or torch.save file",
         )
     with path.open("rb") as file:
         front = file.read(_GLANCE)

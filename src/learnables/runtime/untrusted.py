@@ -58,7 +58,7 @@ def read_meta(path: Path) -> dict[str, Any]:
         raise CheckpointError(
             "there is no checkpoint",
             where=str(path),
-            found="a folder" if path.is_dir() else "no such file",
+            found=instead_of_a_file(path),
             wanted="a file of ln.save_checkpoint",
         )
     try:
@@ -85,6 +85,11 @@ def refuse(path: Path, found: str) -> NoReturn:
         wanted="the bytes that ln.save_checkpoint wrote",
         mend="take an older checkpoint, or train anew",
     )
+
+
+def instead_of_a_file(path: Path) -> str:
+    """What is at ``path`` where no plain file is, in words."""
+    return "a folder" if path.is_dir() else "no plain file" if path.exists() else "no such file"
 
 
 def header_text(path: Path) -> str:
