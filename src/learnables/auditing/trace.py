@@ -12,6 +12,7 @@ a value lives on without graph. A parameter without a useful gradient then has o
   look, with hooks on the results that depend on it, names the call that returns nothing useful.
 """
 
+import functools
 import re
 import sys
 import weakref
@@ -304,14 +305,9 @@ class Trace(TorchFunctionMode):
         return index
 
     def _remember(self, x: Tensor, record: Record) -> None:
-        key, table = id(x), self._of
-
-        def forget(gone: Any) -> None:
-            entry = table.get(key)
-            if entry is not None and entry[0] is gone:
-                del table[key]
-
-        self._of[key] = (weakref.ref(x, forget), record)
+        # No Python runs in the callback: a Ctrl-C that arrives in one is lost.
+        forget = functools.partial(self._of.pop, id(x))
+        self._of[id(x)] = (weakref.ref(x, forget), record)
 
     def _wrap_apply(self, original: Any) -> Any:
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
