@@ -80,6 +80,20 @@ def test_a_bias_skips_the_tokens_that_were_put_in(inserted):
             assert torch.equal(wide[0, :, row, column], torch.zeros(3) + wanted)
 
 
+@pytest.mark.parametrize("by_keyword", [False, True])
+def test_a_bias_is_added_to_the_mask_that_is_there(by_keyword):
+    component = ln.nn.RelativeBias(2, 3, init=ln.init.normal(1.0))
+    hook = AddBias(component, "bias", *mask_of(Own()))
+    x, mask = torch.zeros(2, 4, 8), torch.randn(2, 1, 4, 4)
+    told = ((x,), {"attn_mask": mask}) if by_keyword else ((x, mask), {})
+    args, kwargs = hook(Own(), *told)
+    wide = kwargs["attn_mask"] if by_keyword else args[1]
+    assert torch.equal(wide, component.bias()[None] + mask)
+    assert args[0] is x
+    with pytest.raises(LearnablesError, match="visible or hidden"):
+        hook(Own(), (x, mask > 0), {})
+
+
 def test_a_mask_that_is_no_tensor_is_refused():
     with pytest.raises(LearnablesError, match=r"cannot be widened[\s\S]*object"):
         widen(0, 1)(nn.Identity(), (torch.zeros(1, 2, 3), object()), {})
