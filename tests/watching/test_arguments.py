@@ -67,7 +67,7 @@ OUT_OF_RANGE = [
     *(("every", wrong) for wrong in (0, -5)),
     ("step", -1),
     *(("budget", wrong) for wrong in (0.0, -0.1, math.nan, 0)),
-    *(("quantities", wrong) for wrong in (["weights"], [], [3], ("weight", "grad"))),
+    *(("quantities", wrong) for wrong in (["weights"], [], [3], [["weight"]], ("weight", "grad"))),
 ]
 
 

@@ -18,10 +18,7 @@ from torch.optim import Optimizer
 from learnables._torch import dtype_name, is_dtensor, make_last_pre_hook, own_share, pre_hooks_after
 from learnables.arguments import (
     describe,
-    require_flag,
-    require_kind,
     require_module,
-    require_path,
     require_text,
     require_whole,
 )
@@ -33,6 +30,7 @@ from learnables.select import select as pick
 from learnables.watching.alarm import Alarm
 from learnables.watching.alarms import Judge
 from learnables.watching.artifacts import document, images, table
+from learnables.watching.asked import check_what, check_where, plain_numbers
 from learnables.watching.encoding import Array
 from learnables.watching.governor import Governor
 from learnables.watching.gradient import Consumption, consumption, steppable
@@ -142,8 +140,8 @@ def watch(
         for one more copy of them until the step ends. See docs/en/watch.md for measurements.
     """
     require_module(model)
-    _check_where(to, sinks, resume)
-    _check_what(quantities, histogram, budget, on_alarm, scaler)
+    check_where(to, sinks, resume)
+    check_what(quantities, histogram, budget, on_alarm, scaler)
     return Watcher(
         model,
         optimizer,
@@ -271,7 +269,7 @@ class Watcher:
         """
         step = require_whole(step, "step", least=0)
         with self._charged():
-            plain = _numbers(values)
+            plain = plain_numbers(values)
         with self._charged(), self._failing_open():
             self._logged_since += 1
             if self._logged_since > 30 and step > self.step + 30 and self._handles:
@@ -837,114 +835,3 @@ def _plain(value: Any) -> object:
     if isinstance(value, Tensor):  # a learning rate on a device is not waited for
         return value.item() if value.device.type == "cpu" else "on the device"
     return value if isinstance(value, (int, float, bool)) else repr(value)
-
-
-def _check_where(to: object, sinks: object, resume: object) -> None:
-    if to is not None:
-        mend = 'ln.watch(model, optimizer, to="runs/name")'
-        require_path(to, "to", wanted="a folder, or None for no run database", mend=mend)
-    require_flag(resume, "resume")
-    if resume and to is None:
-        raise LearnablesError(
-            "there is no run to go on with",
-            where="resume",
-            found="resume=True with to=None",
-            wanted="the folder of the run",
-            mend='ln.watch(model, optimizer, to="runs/name", resume=True)',
-        )
-    mend = 'sinks=[learnables.watching.sinks.TensorBoard("runs/events")]'
-    wanted = "a list of sinks: learnables.watching.sinks"
-    require_kind(sinks, "sinks", list, tuple, wanted=wanted, mend=mend)
-    assert isinstance(sinks, (list, tuple))
-    for sink in sinks:
-        if isinstance(sink, type) or not all(callable(getattr(sink, x, None)) for x in _SINK):
-            raise ArgumentError(
-                "something among the sinks is none",
-                where="sinks",
-                found=describe(sink),
-                wanted=wanted,
-                mend=mend,
-            )
-
-
-_SINK = ("observation", "scalars", "alarm", "close")
-
-
-def _check_what(
-    quantities: object, histogram: object, budget: Any, on_alarm: object, scaler: object
-) -> None:
-    alone = isinstance(quantities, str) and quantities in QUANTITIES
-    mend = f"quantities={(quantities,) if alone else QUANTITIES!r}"
-    wanted = f"some of {QUANTITIES!r}"
-    require_kind(quantities, "quantities", list, tuple, set, wanted=wanted, mend=mend)
-    assert isinstance(quantities, (list, tuple, set))
-    if not quantities or not {*quantities} <= {*QUANTITIES}:
-        raise LearnablesError(
-            "there is no such quantity to watch",
-            where="quantities",
-            found=f"quantities={tuple(quantities)!r}",
-            wanted=wanted,
-            mend=mend,
-        )
-    require_flag(histogram, "histogram")
-    is_number = _number(budget) is not None and not isinstance(budget, bool)
-    if budget is not None and not (is_number and budget > 0):
-        kind = LearnablesError if is_number else ArgumentError
-        raise kind(
-            "a budget is a positive share of the training time, or None",
-            where="budget",
-            found=f"budget={budget!r}",
-            wanted="a float; 0.01 for one per cent",
-            mend="budget=0.01",
-        )
-    if on_alarm not in (None, "stop") and not callable(on_alarm):
-        raise ArgumentError(
-            "on_alarm cannot be called",
-            where="on_alarm",
-            found=describe(on_alarm),
-            wanted="a function of an alarm, 'stop' or None",
-            mend="on_alarm=print",
-        )
-    if scaler is not None and not callable(getattr(scaler, "step", None)):
-        raise ArgumentError(
-            "what was handed over as scaler has no step",
-            where="scaler",
-            found=f"{type(scaler).__module__}.{type(scaler).__qualname__}",
-            wanted="a torch.amp.GradScaler, or what is called like one; timm's NativeScaler has "
-            "it as ._scaler",
-            mend="scaler=None",
-        )
-
-
-def _numbers(values: Mapping[str, float]) -> dict[str, float]:
-    """Plain floats by name.
-
-    Raises:
-        ArgumentError: There is something else among them, which is named.
-    """
-    mend = 'watcher.log_scalars(watcher.step, {"loss": loss.item()})'
-    wanted = "a mapping from names to numbers"
-    require_kind(values, "values", Mapping, wanted=wanted, mend=mend)
-    plain: dict[str, float] = {}
-    for name, value in values.items():
-        number = _number(value)
-        if number is None or not isinstance(name, str):
-            raise ArgumentError(
-                "what is to be logged is no number" if number is None else "a name is no text",
-                where=f"values[{name!r}]",
-                found=describe(value if number is None else name),
-                wanted="a float, or a tensor of one" if number is None else "a str",
-                mend=mend,
-            )
-        plain[name] = number
-    return plain
-
-
-def _number(value: Any) -> float | None:
-    several = isinstance(value, Tensor) and (value.numel() != 1 or value.is_complex())
-    if several or isinstance(value, (str, bytes)):
-        return None
-    try:
-        return float(value)
-    except (TypeError, ValueError):
-        return None
