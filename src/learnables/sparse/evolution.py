@@ -5,7 +5,7 @@ Shapes: O out features, I in features, R × C the grid of blocks.
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, final, runtime_checkable
+from typing import Any, Literal, Protocol, TypeGuard, final
 
 import torch
 import torch.distributed as dist
@@ -18,7 +18,6 @@ from learnables.sparse.layout import Layout
 from learnables.sparse.topology import Rule, Standing, block_rms, gradient_rms
 
 
-@runtime_checkable
 class Rewirable(Protocol):
     """A layer whose stored blocks can be exchanged, such as ``ln.nn.BlockSparseLinear``."""
 
@@ -30,6 +29,11 @@ class Rewirable(Protocol):
 
     def rewire(self, mask: Tensor, optimizer: "Optimizer | Iterable[Optimizer]" = ()) -> None:
         """Store these blocks from now on."""
+
+
+def _is_rewirable(module: nn.Module) -> TypeGuard[Rewirable]:
+    """Asked of the module: ``isinstance`` with a protocol sees no parameter on Python 3.12."""
+    return all(hasattr(module, part) for part in ("weight", "layout", "rewire"))
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,7 @@ def evolve(
     found = {
         without_wrappers(f"{name}.weight").removesuffix("weight").removesuffix("."): module
         for name, module in model.named_modules()
-        if isinstance(module, Rewirable) and (chosen is None or id(module) in chosen)
+        if _is_rewirable(module) and (chosen is None or id(module) in chosen)
     }
     if not found:
         raise SelectionError(
