@@ -13,6 +13,7 @@ a value lives on without graph. A parameter without a useful gradient then has o
 """
 
 import functools
+import inspect
 import re
 import sys
 import weakref
@@ -310,13 +311,15 @@ class Trace(TorchFunctionMode):
         self._of[id(x)] = (weakref.ref(x, forget), record)
 
     def _wrap_apply(self, original: Any) -> Any:
+        raw = inspect.getattr_static(original.__self__, "apply")  # in C since torch 2.14
+
         def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
             if self.paused or cls.__module__ == "torch.utils.checkpoint":  # runs the user's calls
-                return original.__func__(cls, *args, **kwargs)
+                return raw.__get__(None, cls)(*args, **kwargs)
             bits, dead, inputs = self._gather(args, kwargs)
             self.paused += 1
             try:
-                out = original.__func__(cls, *args, **kwargs)
+                out = raw.__get__(None, cls)(*args, **kwargs)
             finally:
                 self.paused -= 1
             if bits or dead:
