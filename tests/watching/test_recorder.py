@@ -1,5 +1,6 @@
 import math
 import time
+from collections import Counter
 
 import pytest
 import torch
@@ -332,6 +333,8 @@ def test_what_is_compiled_gets_no_graph_break_and_no_recompilation(tmp_path, cap
     counts, looks = compiled_counts(tmp_path, compiled, watched=True)
     assert without["stats"]["unique_graphs"] >= 1
     assert not without["graph_break"] or "step" in compiled  # torch itself breaks that
+    breaks, own = Counter(counts.pop("graph_break")), Counter(without.pop("graph_break"))
+    assert breaks <= own  # on some builds torch's own come only the first time
     assert counts == without
     if "step" in compiled:  # it hides from hooks, and is not broken to be looked into
         assert looks == []
