@@ -503,3 +503,17 @@ def test_a_row_of_nothing_finite_changes_nothing_when_merged() -> None:
     assert merged.min.item() == some.min.item()
     assert merged.absmax.item() == some.absmax.item()
     assert math.isnan(none.mean().item())
+
+
+def test_what_is_printed_is_a_line_per_row_and_no_histogram():
+    seen = ln.statistics([torch.tensor([1.0, 2.0, 0.0, math.nan]), torch.zeros(0)])
+    assert repr(seen).splitlines() == [
+        "Statistics: 2 rows, histograms",
+        "       count        mean         std         min         max     zeros nonfinite",
+        "           4           1      0.8165           0           2         1         1",
+        "           0         nan         nan         inf        -inf         0         0",
+    ]
+    many = repr(ln.statistics([torch.ones(1)] * 40, histogram=False)).splitlines()
+    assert many[0] == "Statistics: 40 rows"
+    assert (len(many), many[-1].strip()) == (33, "… 10 more")
+    assert max(map(len, many)) <= 80

@@ -72,6 +72,23 @@ class Statistics:
         """Number of rows."""
         return len(self.count)
 
+    def __repr__(self) -> str:
+        """A line per row, of the first thirty; of the histogram only that it is there."""
+        shown = self[:30]
+        columns = [shown.mean(), shown.std(), shown.min, shown.max, shown.zeros, shown.nonfinite]
+        rows = zip(shown.count.tolist(), *(x.tolist() for x in columns), strict=True)
+        names = ("count", "mean", "std", "min", "max", "zeros", "nonfinite")
+        line = "{:>12}" + 4 * " {:>11.4g}" + " {:>9} {:>9}"
+        left = len(self) - len(shown)
+        return "\n".join(
+            [
+                f"Statistics: {len(self)} rows{'' if self.histogram is None else ', histograms'}",
+                line.replace(".4g", "").format(*names),
+                *(line.format(*row) for row in rows),
+                *([f"{'…':>12} {left} more"] if left else []),
+            ]
+        )
+
     def __getitem__(self, rows: int | slice | Sequence[int] | Tensor) -> "Statistics":
         """Some of the rows, as statistics again; an integer gives one row."""
         chosen = torch.arange(len(self), device=self.count.device)[rows].reshape(-1)
