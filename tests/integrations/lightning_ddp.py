@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 import learnables as ln
 from learnables.integrations.lightning import LearnablesCallback, build_optimizer
+from learnables.launch import leave
 from learnables.watching import Run
 
 
@@ -41,3 +42,4 @@ if __name__ == "__main__":
     if trainer.global_rank == 0:
         looks = Run(callback.watcher.path).observations
         print("looked at", [look.step for look in looks], {look.stage for look in looks})
+    leave()
