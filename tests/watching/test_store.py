@@ -1,4 +1,5 @@
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -183,3 +184,28 @@ def test_writers_that_begin_in_one_folder_at_once_get_a_file_each(tmp_path):
     for run in runs:
         assert not run.damage
         assert next(iter(run.scalars.values())).values.tolist() == list(range(50))
+
+
+def test_what_was_flushed_outlives_a_kill(tmp_path):
+    """The look and the numbers of before the checkpoint, though no second has gone by."""
+    code = (
+        "import os, signal, sys, torch, learnables as ln\n"
+        "model = torch.nn.Linear(2, 1)\n"
+        "optimizer = torch.optim.SGD(model.parameters(), lr=0.1)\n"
+        "watcher = ln.watch(model, optimizer, every=100, to=sys.argv[1])\n"
+        "for step in range(1, 6):\n"
+        "    model(torch.ones(1, 2)).sum().backward()\n"
+        "    optimizer.step()\n"
+        "    watcher.log_scalars(step, {'loss': step})\n"
+        "    if step == 4 and sys.argv[2] == 'flushed':\n"
+        "        watcher.flush()\n"
+        "os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    seen = {}
+    for how in ("flushed", "not"):
+        command = [sys.executable, "-W", "ignore", "-c", code, str(tmp_path / how), how]
+        assert subprocess.run(command).returncode == -signal.SIGKILL
+        run = Run(tmp_path / how)
+        seen[how] = [len(run.observations), len(run.scalars["loss"].steps) if run.scalars else 0]
+    assert seen["flushed"] == [1, 4]
+    assert seen["not"][1] < 4

@@ -49,6 +49,10 @@ class _Callback(Looking):
             logged = {k: v.item() for k, v in trainer.logged_metrics.items() if v.numel() == 1}
             self.look_at_numbers(trainer.global_step, logged)
 
+    def on_save_checkpoint(self, trainer: Any, *_: Any) -> None:
+        """The record reaches as far as the checkpoint."""
+        self.keep_what_was_seen()
+
     def on_train_end(self, trainer: Any, *_: Any) -> None:
         """Close the watch."""
         self.end_looking()

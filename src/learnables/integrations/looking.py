@@ -85,6 +85,11 @@ class Looking:
         if self.watcher is not None and numbers:
             self.watcher.log_scalars(step, numbers)
 
+    def keep_what_was_seen(self) -> None:
+        """A checkpoint is saved: the record must not lack what came before it."""
+        if self.watcher is not None:
+            self.watcher.flush()
+
     def end_looking(self, broken: BaseException | None = None) -> None:
         """Training is over, or ``broken`` ended it; the report of a short one comes now."""
         observation, self._observation = self._observation, None

@@ -80,6 +80,10 @@ class _Callback(Looking):
         """The Trainer's numbers go into the run database."""
         self.look_at_numbers(state.global_step, its.get("logs") or {})
 
+    def on_save(self, args: Any, state: Any, control: Any, **its: Any) -> None:
+        """The record reaches as far as the checkpoint."""
+        self.keep_what_was_seen()
+
     def on_train_end(self, args: Any, state: Any, control: Any, **its: Any) -> None:
         """Close the watch."""
         self.end_looking()

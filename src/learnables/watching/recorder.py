@@ -280,6 +280,19 @@ class Watcher:
             for sink in self._sinks:
                 sink.scalars(step, plain)
 
+    def flush(self) -> None:
+        """Write what waits: the numbers of the last second, and the last look.
+
+        Called before a checkpoint is saved, so that a run that is killed and goes on from there
+        lacks nothing in its record. A look that several ranks share waits on for the next: they
+        have to read it at the same step.
+        """
+        with self._charged(), self._failing_open():
+            if not self._shared:
+                self._drain(wait=True)
+            if self._store:
+                self._store.flush()
+
     def log_table(self, name: str, array: "Array | Tensor", step: int) -> None:
         """Record an array, e.g. a confusion matrix or an embedding, as it is at this step."""
         self._log_artifact(step, name, "table", lambda: table(array))

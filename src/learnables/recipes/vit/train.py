@@ -134,6 +134,7 @@ def train(
         finished = step == job.steps
         accuracy = measured.accuracy if measured else math.nan
         result = Result(folder, finished, step, accuracy, job.parameters, seconds)
+        watcher.flush()
         job.save(folder / "checkpoint.safetensors", step)
         if finished and measured:
             _draw(job, step, measured, watcher)
@@ -188,6 +189,7 @@ def loop(
             watcher.log_scalars(step, {"accuracy/test": measured.accuracy})
             due = crew.leads and time.monotonic() - saved >= config.save_seconds
             if not stop and crew.any(due):  # a sharded model is saved by all of them together
+                watcher.flush()  # a run that goes on from here must not lack what came before
                 _save_if_possible(job, folder, step, display)
                 saved = time.monotonic()
     if measured is None and step == job.steps:  # a run that had finished before
