@@ -13,19 +13,24 @@ def net(norm=nn.BatchNorm1d, **options) -> nn.Sequential:
     return nn.Sequential(body, nn.Linear(4, 1))
 
 
-def accused(model: nn.Sequential) -> list[str]:
-    """Names of LRN711 after two steps, and that it is right about what moves."""
-    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
-    norm, x = model[0][1], torch.randn(16, 4)
-    before = norm.running_mean.clone() if norm.running_mean is not None else None
+def stepping(model, optimizer):
+    """A function that trains ``model`` for one step."""
 
     def step():
         optimizer.zero_grad()
-        loss = model(x).square().mean()
+        loss = model(torch.randn(16, 4)).square().mean()
         loss.backward()
         optimizer.step()
         return loss
 
+    return step
+
+
+def accused(model: nn.Sequential) -> list[str]:
+    """Names of LRN711 after two steps, and that it is right about what moves."""
+    optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    norm, step = model[0][1], stepping(model, optimizer)
+    before = norm.running_mean.clone() if norm.running_mean is not None else None
     for _ in range(2):
         step()
     moved = before is not None and not torch.equal(before, norm.running_mean)
@@ -83,14 +88,7 @@ def test_frozen_and_handed_to_the_optimizer_all_the_same_is_named():
     model = net()
     model[0].requires_grad_(False)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-
-    def step():
-        loss = model(torch.randn(16, 4)).square().mean()
-        loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return loss
-
+    step = stepping(model, optimizer)
     (finding,) = ln.audit(model, optimizer, step=step, select=["LRN711"]).findings
     assert list(finding.where) == ["0.1.running_mean"]
 
@@ -100,14 +98,7 @@ def test_it_is_a_warning_where_the_module_was_meant_to_stay(frozen, severity):
     model = net()
     model[0].requires_grad_(False)
     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
-
-    def step():
-        optimizer.zero_grad()
-        loss = model(torch.randn(16, 4)).square().mean()
-        loss.backward()
-        optimizer.step()
-        return loss
-
+    step = stepping(model, optimizer)
     intent = ln.Intent(frozen=frozen)
     (finding,) = ln.audit(model, optimizer, step=step, intent=intent, select=["LRN711"]).findings
     assert finding.severity == severity
@@ -128,14 +119,7 @@ def test_what_the_finding_says_to_type_mends_it():
     model = net()
     model[0].requires_grad_(False)
     optimizer = torch.optim.SGD(model[1].parameters(), lr=0.1)
-
-    def step():
-        optimizer.zero_grad()
-        loss = model(torch.ones(4, 4)).square().mean()
-        loss.backward()
-        optimizer.step()
-        return loss
-
+    step = stepping(model, optimizer)
     (finding,) = ln.audit(model, optimizer, step=step, select=["LRN711"]).findings
     eval(finding.mend, {"ln": ln, "model": model})
     model.train()
