@@ -28,8 +28,9 @@ from learnables.grafting.graft import Graft, graft, grafts_of
 from learnables.nn.component import Component, built_with
 from learnables.notes import note_of
 from learnables.runtime.atomic import replace_file
-from learnables.runtime.reading import DELTA, DELTA_CRC32, crc32, verify_delta
-from learnables.runtime.untrusted import header_text
+from learnables.runtime.checkpoint import crc32
+from learnables.runtime.reading import DELTA, verify_delta
+from learnables.runtime.untrusted import header_text, sealed
 
 FORMAT = 1
 _PARTS = {
@@ -101,7 +102,7 @@ def save_delta(model: nn.Module, path: str | Path) -> tuple[str, ...]:
         "crc32": {name: crc32(x) for name, x in kept.items()},
     }
     text = json.dumps(meta, allow_nan=False)
-    header = {DELTA: text, DELTA_CRC32: str(zlib.crc32(text.encode()))}
+    header = sealed(DELTA, text)
     replace_file(path, lambda partial: save_file(kept, partial, metadata=header))
     return tuple(sorted(kept))
 

@@ -36,7 +36,7 @@ from learnables.runtime.atomic import replace_file
 from learnables.runtime.plain import flatten, unflatten
 from learnables.runtime.renaming import plain_names
 from learnables.runtime.sharded import Shards, agree, discard, sweep, write_shards
-from learnables.runtime.untrusted import FORMAT, read_meta, refuse
+from learnables.runtime.untrusted import FORMAT, read_meta, refuse, sealed
 
 _OURS = "learnables/"
 _SHOWN = 40  # how many names an error message lists
@@ -308,13 +308,18 @@ def _header(meta: dict[str, Any], pile: _Pile) -> dict[str, str]:
     meta["complex128"] = pile.complex128
     meta["crc32"] = {key: _crc32(x) for key, x in pile.tensors.items()}
     text = json.dumps(meta, allow_nan=False)
-    return {"learnables": text, "learnables_crc32": str(zlib.crc32(text.encode()))}
+    return sealed("learnables", text)
 
 
 def _crc32(x: Tensor) -> int:
     """Of the bytes, and of what they mean: the same bytes are other numbers in another dtype."""
-    seed = zlib.crc32(f"{x.dtype} {tuple(x.shape)}".encode())
-    return zlib.crc32(x.reshape(-1).view(torch.uint8).numpy().data, seed) if x.nbytes else seed
+    return crc32(x, zlib.crc32(f"{x.dtype} {tuple(x.shape)}".encode()))
+
+
+def crc32(x: Tensor, before: int = 0) -> int:
+    """The checksum of the bytes of ``x``, after those of ``before``."""
+    raw = x.cpu().contiguous().reshape(-1).view(torch.uint8)
+    return zlib.crc32(raw.numpy().data, before) if raw.numel() else before
 
 
 def is_rank_zero() -> bool:

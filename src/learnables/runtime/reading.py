@@ -5,7 +5,6 @@ import pickle
 import shlex
 import warnings
 import zipfile
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,13 +16,17 @@ from torch import Tensor
 
 from learnables._torch import storage_key
 from learnables.errors import CheckpointError
-from learnables.runtime.checkpoint import read_checkpoint
-from learnables.runtime.untrusted import header_text, instead_of_a_file, looks_like
+from learnables.runtime.checkpoint import crc32, read_checkpoint
+from learnables.runtime.untrusted import (
+    GLANCE,
+    header_text,
+    instead_of_a_file,
+    is_sealed,
+    looks_like,
+)
 
 DELTA = "learnables_delta"
 """Key of the header under which a delta says what went where; see `ln.save_delta`."""
-DELTA_CRC32 = "learnables_delta_crc32"
-"""Key of the header under which the checksum of that text is."""
 
 # Where training programs put a model's state dict; the first of them that is there counts.
 _HELD_AT = (
@@ -38,7 +41,6 @@ _HELD_AT = (
     "weights",
     "ema",
 )
-_GLANCE = 120  # bytes that tell one kind of file from another
 _UNPACKED = 64 << 20  # bytes from which on an archive must not be a hundred times what lies there
 _RATIO = 100
 
@@ -95,7 +97,7 @@ def read_state(path: str | Path) -> StateFile:
             wanted="a safetensors or torch.save file",
         )
     with path.open("rb") as file:
-        front = file.read(_GLANCE)
+        front = file.read(GLANCE)
     magic = front[:9]
     # The length of a safetensors header may begin with the byte of a pickle; JSON follows on it.
     says_length = int.from_bytes(magic[:8], "little") <= path.stat().st_size - 8
@@ -145,17 +147,10 @@ def verify_delta(path: Path, told: Mapping[str, str], tensors: Mapping[str, Tens
     Raises:
         CheckpointError: Some bytes are not those that were written.
     """  # noqa: DOC501 - _damaged makes it
-    text = told[DELTA]
-    if told.get(DELTA_CRC32) != str(zlib.crc32(text.encode("utf-8", "surrogatepass"))):
+    if not is_sealed(told, DELTA):
         raise _damaged(path, "the checksum of its header is wrong")
-    if json.loads(text).get("crc32") != {name: crc32(x) for name, x in tensors.items()}:
+    if json.loads(told[DELTA]).get("crc32") != {name: crc32(x) for name, x in tensors.items()}:
         raise _damaged(path, "the checksum of a tensor is wrong")
-
-
-def crc32(x: Tensor, before: int = 0) -> int:
-    """The checksum of the bytes of ``x``, after those of ``before``."""
-    raw = x.cpu().contiguous().reshape(-1).view(torch.uint8)
-    return zlib.crc32(raw.numpy().data, before) if raw.numel() else before
 
 
 def _of_delta(path: Path, text: str) -> tuple[dict[str, str], tuple[str, ...]]:

@@ -11,6 +11,7 @@ import os
 import re
 import zlib
 from codecs import getincrementaldecoder
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -20,7 +21,7 @@ FORMAT = 1
 FOLDER_OF_SHARDS = re.compile(r"[^/\\\0]+\.shards-[0-9a-f]{16}")
 FILE_OF_SHARDS = re.compile(r"shard-\d{5}-model-\d{5}-of-\d{5}\.safetensors")
 _LENGTH = 8  # bytes at the front of a safetensors file: how long its header is
-_GLANCE = 120  # bytes that tell text from what is none
+GLANCE = 120  # bytes that tell text from what is none
 _HEADER = 8 << 20  # a header may always be so long: about 25 000 tensors
 _SHARE = 4  # of a larger file this part may be header
 _PARSED = 96 << 20  # bytes that our part of the header may take once it is parsed
@@ -117,7 +118,7 @@ def header_text(path: Path) -> str:
         front = file.read(_LENGTH)
         length = int.from_bytes(front, "little")
         if len(front) < _LENGTH or length > size - _LENGTH:
-            kind = looks_like(front + file.read(_GLANCE))
+            kind = looks_like(front + file.read(GLANCE))
             claimed = f"a header of {length:,} bytes in a file of {size:,}"
             refuse(path, f"this looks like {kind}" if kind else claimed)
         if length > max(_HEADER, size // _SHARE):
@@ -172,7 +173,7 @@ def _meta_text(path: Path, header: str) -> str:
         )
     if header[at : at + 1] != "}":
         refuse(path, "its header says more than ours do")
-    if said.get("learnables_crc32") != str(zlib.crc32(text.encode("utf-8", "surrogatepass"))):
+    if not is_sealed(said, "learnables"):
         refuse(path, "the checksum of the header is wrong")
     tensors = header[at + 1 :]
     number = tensors.count("{")
@@ -185,6 +186,18 @@ def _meta_text(path: Path, header: str) -> str:
     if parsed > _PARSED + 24 * len(tensors):
         refuse(path, f"its header would take {parsed:,} bytes once it is parsed")
     return text
+
+
+def sealed(key: str, text: str) -> dict[str, str]:
+    """What a header says under ``key``, and its checksum beside it."""
+    crc = zlib.crc32(text.encode("utf-8", "surrogatepass"))
+    return {key: text, f"{key}_crc32": str(crc)}
+
+
+def is_sealed(said: Mapping[str, str], key: str) -> bool:
+    """Whether the checksum beside what is under ``key`` is right."""
+    seal = f"{key}_crc32"
+    return said.get(seal) == sealed(key, said[key])[seal]
 
 
 def _string(text: str, at: int) -> tuple[str, int]:
